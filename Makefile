@@ -1,0 +1,61 @@
+# Everything a newcomer needs: `make run` and `make test`. Both set up by themselves.
+SHELL := /bin/sh
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+NODE_DIR := tests/e2e/node
+NODE_STAMP := $(NODE_DIR)/node_modules/.ready
+export PYTHONDONTWRITEBYTECODE :=
+ARGS ?=
+NAME ?=
+
+.PHONY: run test check fix lock bench sessions setup clean
+.DEFAULT_GOAL := run
+
+run: $(STAMP)   ## the embedded cloud and the app on http://127.0.0.1:7071
+	@exec $(BIN)/troop up $(ARGS)
+
+test: $(STAMP) $(NODE_STAMP)   ## every test; under three minutes
+	@exec $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+
+check: $(STAMP)   ## format, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fix: $(STAMP)   ## what a machine can repair
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP)   ## make bench NAME=pipeline
+	@test -n "$(NAME)" || { echo "say which: make bench NAME=coldstart | pipeline"; exit 2; }
+	@exec $(BIN)/python -m bench.$(NAME) $(ARGS)
+
+setup: $(STAMP)
+
+$(STAMP): requirements-dev.txt
+	@PY=$$(sh infra/find_python.sh) || exit 1; \
+	  echo "setting up $(VENV) (once; a minute or so)"; \
+	  rm -rf $(VENV) && "$$PY" -m venv $(VENV)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --require-hashes -r requirements-dev.txt
+	@printf '#!/bin/sh\n# Written by make: the command line of this checkout.\nroot=$$(CDPATH= cd -- "$$(dirname -- "$$0")/../.." && pwd)\nPYTHONPATH="$$root$${PYTHONPATH:+:$$PYTHONPATH}" exec "$$root/$(BIN)/python" -m infra.cli "$$@"\n' > $(BIN)/troop
+	@chmod +x $(BIN)/troop
+	@touch $@
+
+$(NODE_STAMP): $(NODE_DIR)/package-lock.json
+	@command -v npm >/dev/null || { echo "npm is missing: install Node.js 20 or newer, then run make test again"; exit 1; }
+	@cd $(NODE_DIR) && npm ci --silent --no-fund --no-audit
+	@touch $@
+
+lock:   ## compile the locked requirements from pyproject.toml
+	@PY=$$(sh infra/find_python.sh) || exit 1; \
+	  test -x .lock-venv/bin/uv || { "$$PY" -m venv .lock-venv && .lock-venv/bin/pip install --quiet uv; }
+	@.lock-venv/bin/uv pip compile --quiet --no-config --universal --python-version 3.13 --generate-hashes --no-emit-index-url --custom-compile-command "make lock" pyproject.toml -o requirements.txt
+	@.lock-venv/bin/uv pip compile --quiet --universal --python-version 3.13 --generate-hashes --no-emit-index-url --custom-compile-command "make lock" --group dev -c requirements.txt pyproject.toml -o requirements-dev.txt
+	@$(MAKE) --no-print-directory lock-clean
+lock-clean:
+	@! grep -nE 'https?://|file:' requirements.txt requirements-dev.txt
+
+clean:
+	rm -rf $(VENV) .lock-venv $(NODE_DIR)/node_modules .troop

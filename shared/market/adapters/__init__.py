@@ -1,0 +1,1 @@
+"""shared.market.adapters."""
