@@ -13,9 +13,7 @@ from typing import Protocol, Self
 
 from shared.errors import ConfigurationError
 
-_SETTING = re.compile(
-    r"(?P<market>[^@*]+)@(?P<wall>[^@*]+)\*(?P<speed>\d+(?:\.\d+)?)(?:\.\.(?P<end>[^@*]+))?"
-)
+_SETTING = re.compile(r"(?P<market>[^@*]+)@(?P<wall>[^@*]+)\*(?P<speed>\d+(?:\.\d+)?)(?:\.\.(?P<end>[^@*]+))?")
 
 
 class Clock(Protocol):

@@ -2,10 +2,12 @@
 
 import math
 import re
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from typing import Any
 
 from shared.errors import InvalidPayloadError
 
@@ -83,9 +85,7 @@ class Bar:
         if self.opened_at >= self.closed_at:
             raise InvalidPayloadError(f"bar {self.closed_at}: it opens at or after its close")
         if self.low <= 0 or self.split <= 0 or self.volume < 0:
-            raise InvalidPayloadError(
-                f"bar {self.closed_at}: prices and split must be above 0, volume not below 0"
-            )
+            raise InvalidPayloadError(f"bar {self.closed_at}: prices and split must be above 0, volume not below 0")
         if not (self.low <= min(self.open, self.close) and max(self.open, self.close) <= self.high):
             raise InvalidPayloadError(
                 f"bar {self.closed_at}: open and close must lie between low {self.low} and high {self.high}"
@@ -135,3 +135,79 @@ class Fetched:
 def series_key(symbol: str, interval: Interval) -> str:
     """The name of a series of bars: ``AAPL|1d``."""
     return f"{symbol}|{interval}"
+
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MINUTE = timedelta(minutes=1)
+
+
+def minute_of(instant: datetime) -> int:
+    """Whole minutes since 1970 UTC: how stored bars tell time."""
+    return (instant - EPOCH) // _MINUTE
+
+
+def instant_of(minute: int) -> datetime:
+    """The instant a minute count stands for."""
+    return EPOCH + minute * _MINUTE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Columns:
+    """
+    Bars as columns of equal length, oldest first, as traded.
+
+    ``opened`` and ``closed`` are minutes since 1970 UTC; numbers are float64; ``split`` is as in Bar.
+    """
+
+    opened: Sequence[int] = ()
+    closed: Sequence[int] = ()
+    open: Sequence[float] = ()
+    high: Sequence[float] = ()
+    low: Sequence[float] = ()
+    close: Sequence[float] = ()
+    volume: Sequence[float] = ()
+    split: Sequence[float] = ()
+
+    def __len__(self) -> int:
+        return len(self.closed)
+
+    def __getitem__(self, place: slice) -> "Columns":
+        return Columns(**{name: getattr(self, name)[place] for name in COLUMN_NAMES})
+
+    def bar(self, index: int) -> Bar:
+        """One row as a Bar."""
+        return Bar(
+            opened_at=instant_of(self.opened[index]),
+            closed_at=instant_of(self.closed[index]),
+            open=self.open[index],
+            high=self.high[index],
+            low=self.low[index],
+            close=self.close[index],
+            volume=self.volume[index],
+            split=self.split[index],
+        )
+
+    @classmethod
+    def of(cls, bars: Sequence[Bar]) -> "Columns":
+        """The columns of *bars*."""
+        return cls(
+            opened=array("q", (minute_of(b.opened_at) for b in bars)),
+            closed=array("q", (minute_of(b.closed_at) for b in bars)),
+            **{name: array("d", (getattr(b, name) for b in bars)) for name in NUMBER_NAMES},
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence["Columns"]) -> "Columns":
+        """Several columns, oldest part first, as one."""
+        if len(parts) == 1:
+            return parts[0]
+        joined: dict[str, array[Any]] = {}
+        for name in COLUMN_NAMES:
+            whole = joined[name] = array("q" if name in ("opened", "closed") else "d")
+            for part in parts:
+                whole.extend(getattr(part, name))
+        return cls(**joined)
+
+
+NUMBER_NAMES = ("open", "high", "low", "close", "volume", "split")
+COLUMN_NAMES = ("opened", "closed", *NUMBER_NAMES)

@@ -17,9 +17,7 @@ class Provider(Protocol):
 
     name: str
 
-    async def bars(
-        self, symbol: str, interval: Interval, *, since: datetime | None, now: datetime
-    ) -> Fetched:
+    async def bars(self, symbol: str, interval: Interval, *, since: datetime | None, now: datetime) -> Fetched:
         """
         Fetch bars closing after *since* (None: as far back as the plan allows) up to *now*.
 

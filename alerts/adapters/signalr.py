@@ -1,0 +1,142 @@
+"""
+Azure SignalR Service in serverless mode, over its REST data plane (api-version 2022-06-01).
+
+Not the output binding: a delivery is recorded only after the service took it.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Self
+from urllib.parse import quote
+
+from pydantic import SecretStr
+
+from alerts.models import Alert
+from alerts.ports import Connection
+from shared.clock import Clock
+from shared.errors import ConfigurationError, OutcomeUnknownError, RateLimitedError, RefusedError, UnavailableError
+from shared.http_client import Answer, HttpClient
+
+HUB = "alerts"
+TARGET = "alert"
+VERSION = "2022-06-01"
+TOKEN_LIFE = timedelta(hours=1)
+CALL_LIFE = timedelta(minutes=5)
+MEMBERSHIP = timedelta(days=1)
+"""How long a user stays in a group without negotiating again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """A connection string, taken apart."""
+
+    endpoint: str
+    client_endpoint: str
+    access_key: SecretStr
+
+    @classmethod
+    def parse(cls, connection_string: str) -> Self:
+        """
+        Read ``Endpoint=...;AccessKey=...;Version=1.0;`` with optional Port and ClientEndpoint.
+
+        Raises:
+            ConfigurationError: a part is missing; the message shows the form, never the value.
+
+        """
+        pairs = (part.split("=", 1) for part in connection_string.split(";") if "=" in part)
+        parts = {name.strip().lower(): value.strip() for name, value in pairs}
+        endpoint = parts.get("endpoint", "").rstrip("/")
+        if not endpoint.startswith(("http://", "https://")) or not parts.get("accesskey"):
+            raise ConfigurationError(
+                "AZURE_SIGNALR_CONNECTION_STRING must have the form "
+                "Endpoint=https://NAME.service.signalr.net;AccessKey=KEY;Version=1.0;"
+            )
+        if parts.get("port"):
+            endpoint = f"{endpoint}:{parts['port']}"
+        client = parts.get("clientendpoint", "").rstrip("/") or endpoint
+        return cls(endpoint=endpoint, client_endpoint=client, access_key=SecretStr(parts["accesskey"]))
+
+
+class SignalRChannel:
+    """Channel and Hub over one SignalR service. Receivers drop an alert they know by its id."""
+
+    name = "signalr"
+
+    def __init__(self, connection_string: str, http: HttpClient, wall: Clock) -> None:
+        self._service = Service.parse(connection_string)
+        self._http = http
+        self._wall = wall
+
+    async def send(self, alert: Alert, item: Mapping[str, Any]) -> str | None:
+        body = json.dumps({"target": TARGET, "arguments": [item]}).encode()
+        for group in (f"symbols/{alert.symbol}", "symbols/all"):
+            await self._call("POST", f"/api/hubs/{HUB}/groups/{quote(group, safe='')}/:send", body)
+        return None
+
+    def connection(self, user_id: str) -> Connection:
+        url = f"{self._service.client_endpoint}/client/?hub={HUB}"
+        return Connection(url=url, access_token=self._token(url, TOKEN_LIFE, **{"asrs.s.uid": user_id}))
+
+    def user_of(self, token: str) -> str | None:
+        import jwt
+
+        try:
+            # Expiry is not asked: whoever held this token is still the same guest.
+            claims = jwt.decode(
+                token,
+                self._service.access_key.get_secret_value(),
+                algorithms=["HS256"],
+                options={"verify_exp": False, "verify_aud": False},
+            )
+        except jwt.InvalidTokenError:
+            return None
+        user_id = claims.get("asrs.s.uid")
+        return user_id if isinstance(user_id, str) and user_id.startswith("guest-") else None
+
+    async def join(self, user_id: str, group: str) -> None:
+        path = f"/api/hubs/{HUB}/users/{quote(user_id, safe='')}/groups/{quote(group, safe='')}"
+        await self._call("PUT", path, b"", ttl=int(MEMBERSHIP.total_seconds()))
+
+    async def _call(self, method: str, path: str, body: bytes, **query: int) -> None:
+        url = f"{self._service.endpoint}{path}"
+        answer = await self._http.send(
+            method,
+            url,
+            params={"api-version": VERSION, **query},
+            headers={
+                "Authorization": f"Bearer {self._token(url, CALL_LIFE)}",
+                "Content-Type": "application/json",
+            },
+            content=body,
+        )
+        _check(answer)
+
+    def _token(self, audience: str, life: timedelta, **claims: str) -> str:
+        import jwt
+
+        now = self._wall.now()
+        whole = {"aud": audience, "iat": now, "nbf": now, "exp": now + life, **claims}
+        return jwt.encode(whole, self._service.access_key.get_secret_value(), algorithm="HS256")
+
+
+def _check(answer: Answer) -> None:
+    """The service's answers, in our words (facts: signalr.md section 5)."""
+    match answer.status:
+        case status if 200 <= status < 300:
+            return
+        case 401 | 403:
+            raise ConfigurationError(
+                f"SignalR refused our key ({answer.status}): check AZURE_SIGNALR_CONNECTION_STRING"
+            )
+        case 429:
+            wait = answer.headers.get("retry-after", "")
+            retry_after = timedelta(seconds=float(wait)) if wait.isdigit() else None
+            raise RateLimitedError("SignalR asked us to slow down", retry_after=retry_after)
+        case 503:
+            raise UnavailableError("SignalR answered 503")
+        case status if status >= 500:
+            raise OutcomeUnknownError(f"SignalR answered {status}")
+        case status:
+            raise RefusedError(f"SignalR refused the call ({status})")

@@ -1,0 +1,54 @@
+"""What we say. Pure; every number in the text comes from the signal."""
+
+import math
+from collections.abc import Iterable
+from datetime import datetime
+
+from alerts.models import Alert, Severity, alert_id
+from signals.events import SignalRaised
+
+_WHY = {
+    ("sma_cross", "long"): "the {fast:g}-bar average rose above the {slow:g}-bar average",
+    ("sma_cross", "short"): "the {fast:g}-bar average fell below the {slow:g}-bar average",
+    ("rsi_reversal", "long"): "the {period:g}-bar RSI came back above {low:g}",
+    ("rsi_reversal", "short"): "the {period:g}-bar RSI came back below {high:g}",
+    ("bollinger_breakout", "long"): "the close left the upper Bollinger band on high volume",
+    ("bollinger_breakout", "short"): "the close left the lower Bollinger band on high volume",
+}
+_BAR = {"1d": "daily", "1h": "hourly", "1m": "one-minute"}
+
+
+def word(signal: SignalRaised, subscriber: str, severity: Severity, *, now: datetime) -> Alert:
+    """Word a signal for a subscriber."""
+    close = price(signal.reference_price)
+    strategy = signal.strategy.split("@", 1)[0]
+    why = _WHY.get((strategy, signal.direction), f"{strategy} saw its pattern").format(**signal.params)
+    bar = _BAR.get(signal.interval, signal.interval)
+    when = f"{signal.occurred_at:%Y-%m-%d}" if signal.interval == "1d" else f"{signal.occurred_at:%Y-%m-%d %H:%M} UTC"
+    return Alert(
+        alert_id=alert_id(signal.signal_id, subscriber),
+        signal_id=signal.signal_id,
+        subscriber=subscriber,
+        symbol=signal.symbol,
+        interval=signal.interval,
+        entry=signal.entry,
+        strategy=signal.strategy,
+        direction=signal.direction,
+        strength=signal.strength,
+        severity=severity,
+        reference_price=signal.reference_price,
+        title=f"{signal.symbol}: {signal.direction} at {close}",
+        text=f"On the {bar} bar of {when}, {why}. Close {close}, strength {signal.strength:.0%}.",
+        occurred_at=signal.occurred_at,
+        recorded_at=now,
+    )
+
+
+def price(value: float) -> str:
+    """A price for people: cents from one up, four digits below."""
+    return f"{value:,.2f}" if math.fabs(value) >= 1 else f"{value:.4f}"
+
+
+def worst(severities: Iterable[Severity]) -> Severity:
+    """The most severe of several."""
+    return Severity.CRITICAL if Severity.CRITICAL in set(severities) else Severity.INFO

@@ -1,0 +1,236 @@
+"""
+The switchboard of faults: what the embedded cloud does wrong on purpose, and how often.
+
+``PUT /faults`` replaces what is switched on, ``GET`` shows it in the same form, ``DELETE`` ends all of it.
+The dice are seeded, so the same requests in the same order meet the same faults.
+"""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Mapping
+from http import HTTPStatus
+from random import Random
+from typing import Annotated, Any, get_args
+
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from shared.errors import InvalidPayloadError
+
+Chance = Annotated[float, Field(ge=0, le=1)]
+Milliseconds = Annotated[float, Field(ge=0, le=600_000)]
+
+PREFIXES: Mapping[str, str] = {
+    "/topic/api/events": "topic",
+    "/api/events": "topic",
+    "/discord/api/": "discord",
+    "/client": "signalr",
+    "/api/hubs": "signalr",
+    "/api/v1": "signalr",
+    "/alpha_vantage": "alpha_vantage",
+    "/finnhub": "finnhub",
+}
+
+# The replayed providers call ``before`` on their own, to count what struck.
+ASK_THEMSELVES = frozenset({"alpha_vantage", "finnhub"})
+
+
+class Fault(BaseModel):
+    """What goes wrong with requests to one target; ``rate`` says how often latency and status strike."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    latency_ms: Milliseconds = 0
+    status: Annotated[int, Field(ge=400, le=599)] | None = None
+    retry_after: Annotated[float, Field(ge=0)] = 1.0
+    rate: Chance = 1
+    cut: Chance = 0
+    accept_then_cut: Chance = 0
+
+
+class TopicFault(Fault):
+    """What goes wrong with the topic: its front door, and how it delivers."""
+
+    duplicate: Annotated[int, Field(ge=1, le=20)] = 1
+    reorder_ms: Milliseconds = 0
+    drop_answer: Chance = 0
+
+
+class ClockFault(BaseModel):
+    """How far the providers' clocks are ahead of the app's; below zero they are behind."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    market_skew_s: float = 0
+    wall_skew_s: float = 0
+
+
+class Faults(BaseModel):
+    """Everything that can be switched on, as it stands on the wire."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    seed: int = 0
+    topic: TopicFault | None = None
+    discord: Fault | None = None
+    signalr: Fault | None = None
+    alpha_vantage: Fault | None = None
+    finnhub: Fault | None = None
+    clock: ClockFault | None = None
+
+
+class Switchboard:
+    """Holds the faults that are on, and lets them strike."""
+
+    def __init__(self) -> None:
+        self._faults = Faults()
+        self._dice = Random(0)  # noqa: S311 - dice must be repeatable, not secret
+        self.hits: Counter[str] = Counter()
+
+    def set(self, wanted: object) -> None:
+        """
+        Replace what is switched on.
+
+        Raises:
+            InvalidPayloadError: a target, a field or a value is wrong; the text names it.
+
+        """
+        try:
+            self._faults = Faults.model_validate(wanted)
+        except ValidationError as e:
+            raise InvalidPayloadError(_explain(e)) from e
+        self._dice.seed(self._faults.seed)
+        self.hits.clear()
+
+    def clear(self) -> None:
+        """Switch everything off."""
+        self.set({})
+
+    def shown(self) -> dict[str, Any]:
+        """What is on, in the form that ``set`` takes."""
+        return self._faults.model_dump(exclude_unset=True)
+
+    @property
+    def topic(self) -> TopicFault:
+        """How the topic misbehaves now."""
+        return self._faults.topic or TopicFault()
+
+    @property
+    def clock(self) -> ClockFault:
+        """How the providers' clocks are wrong now."""
+        return self._faults.clock or ClockFault()
+
+    def strikes(self, name: str, chance: float) -> bool:
+        """Throw the dice for one fault and count the hit."""
+        if chance <= 0 or (chance < 1 and self._dice.random() >= chance):
+            return False
+        self.hits[name] += 1
+        return True
+
+    def up_to(self, most: float) -> float:
+        """A random amount between nothing and ``most``."""
+        return self._dice.uniform(0.0, most)
+
+    async def before(self, target: str, request: web.Request) -> web.Response | None:
+        """Strike before the request takes effect: an answer to give instead, or None to go on."""
+        fault = self._fault(target)
+        if fault is None:
+            return None
+        if fault.latency_ms and self.strikes(f"{target}.latency_ms", fault.rate):
+            await asyncio.sleep(fault.latency_ms / 1000)
+        if self.strikes(f"{target}.cut", fault.cut):
+            return _cut(request)
+        if fault.status is not None and self.strikes(f"{target}.status", fault.rate):
+            return _refusal(fault.status, fault.retry_after)
+        return None
+
+    async def after[R: web.StreamResponse](self, target: str, request: web.Request, response: R) -> R:
+        """Strike after the request took effect: the caller must not learn what became of it."""
+        fault = self._fault(target)
+        if fault is not None and self.strikes(f"{target}.accept_then_cut", fault.accept_then_cut):
+            _cut(request)
+        return response
+
+    def middleware(self) -> Middleware:
+        """An aiohttp middleware that lets faults strike by the path's prefix."""
+
+        @web.middleware
+        async def strike(request: web.Request, handler: Handler) -> web.StreamResponse:
+            target = next((t for prefix, t in PREFIXES.items() if request.path.startswith(prefix)), None)
+            if target is None:
+                return await handler(request)
+            answer = None if target in ASK_THEMSELVES else await self.before(target, request)
+            if answer is not None:
+                return answer
+            return await self.after(target, request, await handler(request))
+
+        return strike
+
+    def routes(self) -> list[web.AbstractRouteDef]:
+        """The switchboard's own paths."""
+        return [
+            web.get("/faults", self._show),
+            web.put("/faults", self._replace),
+            web.delete("/faults", self._end),
+        ]
+
+    def _fault(self, target: str) -> Fault | None:
+        fault = getattr(self._faults, target, None)
+        return fault if isinstance(fault, Fault) else None
+
+    async def _show(self, request: web.Request) -> web.Response:
+        return web.json_response(self.shown())
+
+    async def _replace(self, request: web.Request) -> web.Response:
+        try:
+            self.set(json.loads(await request.text()))
+        except ValueError as e:
+            return problem(400, f"the body is no JSON: {e}")
+        except InvalidPayloadError as e:
+            return problem(400, str(e))
+        return web.json_response(self.shown())
+
+    async def _end(self, request: web.Request) -> web.Response:
+        self.clear()
+        return web.json_response(self.shown())
+
+
+def problem(status: int, detail: str) -> web.Response:
+    """An RFC 9457 answer, for everything of the cloud that has no form of its own."""
+    body = {"title": HTTPStatus(status).phrase, "status": status, "detail": detail}
+    return web.json_response(body, status=status, content_type="application/problem+json")
+
+
+def _cut(request: web.Request) -> web.Response:
+    if request.transport is not None:
+        request.transport.abort()
+    return web.Response(status=500)  # nobody reads it: the connection is gone
+
+
+def _refusal(status: int, retry_after: float) -> web.Response:
+    body: dict[str, Any] = {"message": f"fault: this target answers {status}"}
+    headers = {}
+    if status in {429, 503}:
+        body |= {"retry_after": retry_after, "global": False}
+        headers["Retry-After"] = f"{retry_after:g}"
+    return web.json_response(body, status=status, headers=headers)
+
+
+def _explain(e: ValidationError) -> str:
+    first = e.errors(include_url=False)[0]
+    match first["type"], first["loc"]:
+        case _, ():
+            return "the body is one object of targets, such as {'discord': {'status': 500}}"
+        case "extra_forbidden", (target,):
+            return f"unknown target {target!r}; known are {', '.join(Faults.model_fields)}"
+        case "extra_forbidden", (target, field):
+            return f"unknown field {field!r} of {target}; known are {', '.join(_fields_of(str(target)))}"
+        case _, loc:
+            return f"{'.'.join(str(part) for part in loc)}: {first['msg']}"
+
+
+def _fields_of(target: str) -> list[str]:
+    [model] = (kind for kind in get_args(Faults.model_fields[target].annotation) if kind is not type(None))
+    return list(model.model_fields)

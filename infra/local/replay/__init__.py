@@ -1,0 +1,1 @@
+"""The market replay: real recorded bars behind provider-shaped APIs."""

@@ -1,0 +1,65 @@
+"""The replayed market as a whole: both providers over one catalogue, one market clock and one wall clock."""
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any
+
+from aiohttp import web
+
+from infra.local.replay.alpha_vantage import PATH, AlphaVantage
+from infra.local.replay.catalogue import Catalogue, Progress
+from infra.local.replay.desk import Desk, Faults
+from infra.local.replay.finnhub import Finnhub
+from infra.local.replay.plans import PLANS, Plan, Turnstile
+from infra.local.replay.tapes import Tapes
+from shared.clock import Clock
+
+
+class Market:
+    """
+    Shows a catalogue through provider-shaped APIs, up to the market's now and never beyond.
+
+    ``now`` is the market's clock; ``wall`` is what the providers' windows roll on. ``faults`` is asked before
+    each answer and may give one of its own.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        now: Callable[[], datetime],
+        wall: Clock,
+        *,
+        plans: Mapping[str, Plan] = PLANS,
+        faults: Faults | None = None,
+    ) -> None:
+        self.catalogue = catalogue
+        self._now = now
+        tapes = Tapes(catalogue, now)
+        self._desks = {
+            provider: Desk(provider=provider, plans=plans, turnstile=Turnstile(wall), faults=faults)
+            for provider in ("alpha_vantage", "finnhub")
+        }
+        self._alpha_vantage = AlphaVantage(tapes, self._desks["alpha_vantage"])
+        self._finnhub = Finnhub(tapes, self._desks["finnhub"])
+
+    def routes(self) -> list[web.RouteDef]:
+        """Every path of both providers, to mount in an aiohttp application."""
+        return [web.get(PATH, self._alpha_vantage.query), *self._finnhub.routes()]
+
+    def progress(self, now: datetime | None = None) -> Progress:
+        """How much of the catalogue has closed, by the market's now unless told otherwise."""
+        return self.catalogue.progress(now or self._now())
+
+    def stats(self) -> dict[str, Any]:
+        """By provider: how many calls came, how many were answered, faulted, and refused for which reason."""
+        return {provider: desk.stats() for provider, desk in self._desks.items()}
+
+    def state(self) -> dict[str, Any]:
+        """The counted windows and statistics as plain values, for whoever outlives this object."""
+        return {provider: desk.state() for provider, desk in self._desks.items()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``state`` gave; a provider it does not name starts afresh."""
+        for provider, desk in self._desks.items():
+            if provider in state:
+                desk.restore(state[provider])

@@ -1,0 +1,1 @@
+"""An Azure SignalR Service in serverless mode, for laptops and tests."""

@@ -1,0 +1,31 @@
+"""What the market room tells the house."""
+
+from typing import ClassVar
+
+from pydantic import AwareDatetime
+
+from shared.events import Event, fact_id
+from shared.market.models import Interval
+
+
+class BarsIngested(Event):
+    """New closed bars of one series are stored: those closing in [first_closed_at, last_closed_at]."""
+
+    type: ClassVar[str] = "market.bars_ingested.v1"
+    source: ClassVar[str] = "/troop/market"
+
+    symbol: str
+    interval: Interval
+    revision: int
+    first_closed_at: AwareDatetime
+    last_closed_at: AwareDatetime
+    count: int
+
+    @property
+    def event_id(self) -> str:
+        first, last = self.first_closed_at.isoformat(), self.last_closed_at.isoformat()
+        return fact_id(self.type, self.symbol, self.interval, str(self.revision), first, last)
+
+    @property
+    def subject(self) -> str:
+        return f"symbols/{self.symbol}"

@@ -1,0 +1,427 @@
+"""The market room's own words over Documents: series, bars, quotes, and what the watchlist file said last."""
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from shared.clock import Clock, format_instant, parse_instant
+from shared.documents import BATCH_LIMIT, Document, Documents, Operation, sort_key
+from shared.errors import NotFoundError
+from shared.market.models import (
+    NUMBER_NAMES,
+    Adjustment,
+    Bar,
+    Columns,
+    Interval,
+    Quote,
+    instant_of,
+    minute_of,
+    series_key,
+)
+
+SERIES, BARS, QUOTES, SYSTEM = "series", "bars", "quotes", "system"
+CACHED_PAGES = 8192
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """
+    What is known of one series of bars.
+
+    ``live_from``: bars closed after it raise alerts. ``evaluated_through``: the last bar that every strategy
+    has seen. ``due_at`` (market time): when the next bar can be fetched; None while it is not watched.
+    """
+
+    symbol: str
+    interval: Interval
+    live_from: datetime
+    is_active: bool = True
+    watched_by: str = "file"
+    evaluated_through: datetime | None = None
+    provider: str | None = None
+    adjustment: Adjustment | None = None
+    revision: int = 0
+    misses: int = 0
+    trouble: Mapping[str, Any] | None = None
+    entries: Mapping[str, Any] = field(default_factory=dict)
+    due_at: datetime | None = None
+    document: Document | None = None
+
+    @property
+    def key(self) -> str:
+        return series_key(self.symbol, self.interval)
+
+
+class SeriesStore:
+    """One document a series."""
+
+    def __init__(self, documents: Documents, wall: Clock) -> None:
+        self._documents = documents
+        self._wall = wall
+
+    async def get(self, symbol: str, interval: Interval) -> Series:
+        """
+        Read a series.
+
+        Raises:
+            NotFoundError: nobody watches it.
+
+        """
+        key = series_key(symbol, interval)
+        try:
+            return _series(await self._documents.read(SERIES, key, key))
+        except NotFoundError:
+            raise NotFoundError(
+                f"{symbol} at {interval} is not watched: PUT /api/watchlist/{symbol}?interval={interval} adds it"
+            ) from None
+
+    async def create(self, series: Series) -> Series:
+        """Store a new series; raises ConflictError if it is known."""
+        document = Document(
+            id=series.key,
+            partition=series.key,
+            sort=sort_key(self._wall.now(), series.key),
+            body=_series_body(series),
+            due_at=series.due_at,
+        )
+        return replace(series, document=await self._documents.create(SERIES, document))
+
+    async def save(self, series: Series) -> Series:
+        """Write what changed; raises StaleError if somebody else wrote first."""
+        assert series.document is not None, "a series is read before it is saved"  # noqa: S101
+        document = series.document.with_body(_series_body(series), due_at=series.due_at)
+        return replace(series, document=await self._documents.replace(SERIES, document))
+
+    async def due(self, before: datetime, limit: int) -> list[Series]:
+        """Series whose next bar can be fetched by market instant *before*, the longest due first."""
+        return [_series(d) for d in await self._documents.due(SERIES, before=before, limit=limit)]
+
+    async def all(self) -> list[Series]:
+        """Every series ever watched."""
+        found: list[Series] = []
+        after: str | None = None
+        while page := await self._documents.feed(SERIES, after=after, limit=500):
+            found += [_series(d) for d in page]
+            after = page[-1].sort
+        return found
+
+
+def _series_body(s: Series) -> dict[str, Any]:
+    return {
+        "symbol": s.symbol,
+        "interval": s.interval,
+        "live_from": format_instant(s.live_from),
+        "is_active": s.is_active,
+        "watched_by": s.watched_by,
+        "evaluated_through": format_instant(s.evaluated_through) if s.evaluated_through else None,
+        "provider": s.provider,
+        "adjustment": s.adjustment,
+        "revision": s.revision,
+        "misses": s.misses,
+        "trouble": s.trouble,
+        "entries": s.entries,
+    }
+
+
+def _series(document: Document) -> Series:
+    b = document.body
+    return Series(
+        symbol=b["symbol"],
+        interval=Interval(b["interval"]),
+        live_from=parse_instant(b["live_from"]),
+        is_active=b["is_active"],
+        watched_by=b["watched_by"],
+        evaluated_through=parse_instant(b["evaluated_through"]) if b["evaluated_through"] else None,
+        provider=b["provider"],
+        adjustment=Adjustment(b["adjustment"]) if b["adjustment"] else None,
+        revision=b["revision"],
+        misses=b["misses"],
+        trouble=b["trouble"],
+        entries=b["entries"],
+        due_at=document.due_at,
+        document=document,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BarPage:
+    """Up to about 64 bars of one series: a quarter of days, a week of hours, an hour of minutes."""
+
+    name: str
+    columns: Columns
+    recorded_at: datetime
+    document: Document
+
+
+class Bars:
+    """
+    Pages of bars. A page that has a newer one behind it is never edited, so a process may keep it.
+
+    A correction is written as pages of the next revision; whoever reads, reads the series' revision.
+    """
+
+    def __init__(self, documents: Documents, wall: Clock) -> None:
+        self._documents = documents
+        self._wall = wall
+        self._closed: OrderedDict[tuple[str, int], list[BarPage]] = OrderedDict()
+        self._kept = 0
+
+    async def newest(self, key: str, revision: int) -> BarPage | None:
+        """The page that is still being filled."""
+        for document in await self._documents.page(BARS, key, newest_first=True, limit=4):
+            if document.body["revision"] == revision:
+                return _page(document)
+        return None
+
+    async def append(self, key: str, interval: Interval, revision: int, bars: Sequence[Bar]) -> None:
+        """
+        Store *bars* behind what is there, oldest first; bars already stored are left as they are.
+
+        Raises ConflictError or StaleError when another process appended at the same moment: read again.
+        """
+        last = await self.newest(key, revision)
+        stored = last.columns.closed[-1] if last else None
+        fresh = [b for b in bars if stored is None or minute_of(b.closed_at) > stored]
+        operations: list[Operation] = []
+        for name, group in _grouped(interval, fresh).items():
+            columns = Columns.of(group)
+            if last and name == last.name:
+                document = last.document.with_body(
+                    self._body(interval, revision, name, Columns.joined([last.columns, columns]))
+                )
+                operations.append(Operation(kind="replace", document=document))
+                continue
+            id_ = f"{key}|r{revision}|{name}"
+            document = Document(
+                id=id_,
+                partition=key,
+                sort=sort_key(_page_start(interval, group[0].closed_at), id_),
+                body=self._body(interval, revision, name, columns),
+            )
+            operations.append(Operation(kind="create", document=document))
+        # Oldest pages first: a crash between two batches leaves a prefix, never a hole.
+        for start in range(0, len(operations), BATCH_LIMIT):
+            await self._documents.batch(BARS, operations[start : start + BATCH_LIMIT])
+
+    async def window(
+        self, key: str, revision: int, *, since: datetime | None, lookback: int, through: datetime | None = None
+    ) -> Columns:
+        """
+        The bars closed after *since* (None: all) and up to *lookback* bars before them, oldest first.
+
+        With *through* nothing that closes later is in it.
+        """
+        first_new = minute_of(since) if since else None
+        pages = await self._back_to(key, revision, first_new, lookback)
+        columns = Columns.joined([p.columns for p in pages]) if pages else Columns()
+        closed = columns.closed
+        end = len(closed)
+        if through is not None:
+            limit = minute_of(through)
+            while end and closed[end - 1] > limit:
+                end -= 1
+        new = 0 if first_new is None else sum(1 for minute in closed[:end] if minute <= first_new)
+        return columns[max(0, new - lookback) : end]
+
+    async def latest(self, key: str, revision: int, *, before: str | None, count: int) -> Columns:
+        """The last *count* bars of the pages before a position; for lists."""
+        found: list[BarPage] = []
+        have = 0
+        while have < count:
+            documents = await self._documents.page(BARS, key, after=before, newest_first=True, limit=8)
+            for document in documents:
+                if document.body["revision"] == revision:
+                    page = _page(document)
+                    found.append(page)
+                    have += len(page.columns)
+            if len(documents) < 8:
+                break
+            before = documents[-1].sort
+        return Columns.joined([p.columns for p in reversed(found)]) if found else Columns()
+
+    async def _back_to(self, key: str, revision: int, first_new: int | None, lookback: int) -> list[BarPage]:
+        """Pages, oldest first, that hold every new bar and *lookback* older ones as far as they exist."""
+        kept = self._closed.get((key, revision), [])
+        pages: list[BarPage] = []
+        older = 0
+        after: str | None = None
+        size = 2
+
+        def enough() -> bool:
+            return first_new is not None and older >= lookback
+
+        while not enough():
+            documents = await self._documents.page(BARS, key, after=after, newest_first=True, limit=size)
+            joined = False
+            for document in documents:
+                if document.body["revision"] != revision:
+                    continue
+                if kept and document.sort == kept[-1].document.sort:
+                    joined = True
+                    break
+                page = _page(document)
+                pages.append(page)
+                older += _older(page, first_new)
+                if enough():
+                    break
+            if joined:
+                while kept and not enough():
+                    page = kept[len(kept) - 1]
+                    kept = kept[:-1]
+                    pages.append(page)
+                    older += _older(page, first_new)
+                if enough():
+                    break
+                after, kept, size = pages[-1].document.sort, [], 50
+                continue
+            if len(documents) < size:
+                break
+            after, size = documents[-1].sort, 50
+        pages.reverse()
+        self._keep(key, revision, pages[:-1])
+        return pages
+
+    def _keep(self, key: str, revision: int, closed: list[BarPage]) -> None:
+        """Remember closed pages; *closed* is contiguous and ends just before the page being filled."""
+        name = (key, revision)
+        before = self._closed.pop(name, [])
+        if len(before) > len(closed) and closed and before[-1].document.sort == closed[-1].document.sort:
+            closed = before
+        self._kept += len(closed) - len(before)
+        self._closed[name] = closed
+        while self._kept > CACHED_PAGES and len(self._closed) > 1:
+            _, dropped = self._closed.popitem(last=False)
+            self._kept -= len(dropped)
+
+    def _body(self, interval: Interval, revision: int, name: str, columns: Columns) -> dict[str, Any]:
+        start = minute_of(_page_start(interval, instant_of(columns.closed[0])))
+        return {
+            "name": name,
+            "revision": revision,
+            "start": start,
+            "recorded_at": format_instant(self._wall.now()),
+            "opened": [minute - start for minute in columns.opened],
+            "closed": [minute - start for minute in columns.closed],
+            **{number: list(getattr(columns, number)) for number in NUMBER_NAMES if number != "split"},
+            "split": {str(i): factor for i, factor in enumerate(columns.split) if factor != 1.0},
+        }
+
+
+def _older(page: BarPage, first_new: int | None) -> int:
+    return 0 if first_new is None else sum(1 for minute in page.columns.closed if minute <= first_new)
+
+
+def _page(document: Document) -> BarPage:
+    b = document.body
+    start, count = b["start"], len(b["closed"])
+    split = array("d", (1.0,)) * count
+    for index, factor in b["split"].items():
+        split[int(index)] = factor
+    columns = Columns(
+        opened=array("q", (start + offset for offset in b["opened"])),
+        closed=array("q", (start + offset for offset in b["closed"])),
+        split=split,
+        **{name: array("d", b[name]) for name in NUMBER_NAMES if name != "split"},
+    )
+    return BarPage(name=b["name"], columns=columns, recorded_at=parse_instant(b["recorded_at"]), document=document)
+
+
+def _page_start(interval: Interval, closed_at: datetime) -> datetime:
+    midnight = closed_at.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    match interval:
+        case Interval.DAY:
+            return midnight.replace(month=(midnight.month - 1) // 3 * 3 + 1, day=1)
+        case Interval.HOUR:
+            return midnight - timedelta(days=midnight.weekday())
+        case Interval.MINUTE:
+            return closed_at.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
+
+
+def _page_name(interval: Interval, closed_at: datetime) -> str:
+    form = "%Y-%m-%dT%H" if interval is Interval.MINUTE else "%Y-%m-%d"
+    return _page_start(interval, closed_at).strftime(form)
+
+
+def _grouped(interval: Interval, bars: Sequence[Bar]) -> dict[str, list[Bar]]:
+    groups: dict[str, list[Bar]] = {}
+    for bar in bars:
+        groups.setdefault(_page_name(interval, bar.closed_at), []).append(bar)
+    return groups
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WantedQuote:
+    """The stored quote of a symbol, if there is one yet, and how often it was asked for in vain."""
+
+    symbol: str
+    quote: Quote | None = None
+    recorded_at: datetime | None = None
+    wanted: int = 0
+    due_at: datetime | None = None
+    document: Document | None = None
+
+
+class Quotes:
+    """One document a symbol."""
+
+    def __init__(self, documents: Documents, wall: Clock) -> None:
+        self._documents = documents
+        self._wall = wall
+
+    async def get(self, symbol: str) -> WantedQuote | None:
+        """The stored quote, or None when the symbol was never asked for."""
+        try:
+            return _wanted(await self._documents.read(QUOTES, symbol, symbol))
+        except NotFoundError:
+            return None
+
+    async def put(self, wanted: WantedQuote) -> None:
+        """Create or conditionally replace; raises ConflictError or StaleError when somebody else wrote first."""
+        quote = wanted.quote
+        body: dict[str, Any] = {
+            "symbol": wanted.symbol,
+            "wanted": wanted.wanted,
+            "recorded_at": format_instant(wanted.recorded_at) if wanted.recorded_at else None,
+            "quote": None
+            if quote is None
+            else {
+                "price": quote.price,
+                "previous_close": quote.previous_close,
+                "as_of": format_instant(quote.as_of),
+                "provider": quote.provider,
+            },
+        }
+        if wanted.document is None:
+            sort = sort_key(self._wall.now(), wanted.symbol)
+            await self._documents.create(
+                QUOTES,
+                Document(id=wanted.symbol, partition=wanted.symbol, sort=sort, body=body, due_at=wanted.due_at),
+            )
+        else:
+            await self._documents.replace(QUOTES, wanted.document.with_body(body, due_at=wanted.due_at))
+
+    async def due(self, before: datetime, limit: int) -> list[WantedQuote]:
+        """Quotes to refresh by market instant *before*, the longest due first."""
+        return [_wanted(d) for d in await self._documents.due(QUOTES, before=before, limit=limit)]
+
+
+def _wanted(document: Document) -> WantedQuote:
+    b, q = document.body, document.body["quote"]
+    quote = q and Quote(
+        symbol=b["symbol"],
+        price=q["price"],
+        previous_close=q["previous_close"],
+        as_of=parse_instant(q["as_of"]),
+        provider=q["provider"],
+    )
+    return WantedQuote(
+        symbol=b["symbol"],
+        quote=quote or None,
+        recorded_at=parse_instant(b["recorded_at"]) if b["recorded_at"] else None,
+        wanted=b["wanted"],
+        due_at=document.due_at,
+        document=document,
+    )

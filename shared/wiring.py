@@ -1,0 +1,115 @@
+"""Who stands in which place in the shared rooms. Nothing here touches the network or a file; first use does."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from shared.adapters.event_grid import EventGridPublisher
+from shared.adapters.sqlite import SQLiteDocuments
+from shared.clock import Clock, MarketClock, SystemClock
+from shared.documents import Documents
+from shared.errors import ConfigurationError
+from shared.events import EventPublisher
+from shared.inbound import DeadLetters
+from shared.market.adapters.alpha_vantage import AlphaVantage
+from shared.market.adapters.finnhub import Finnhub
+from shared.market.fetcher import Fetcher
+from shared.market.ingest import Ingest
+from shared.market.ports import Provider
+from shared.market.registry import windows_of
+from shared.market.service import Market
+from shared.market.stores import Bars, Quotes, SeriesStore
+from shared.market.throttle import Throttle
+from shared.settings import ROOT, Settings
+
+VERSION = "0.1.0"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Core:
+    """What every domain is given."""
+
+    settings: Settings
+    wall: Clock
+    market_clock: Clock
+    documents: Documents
+    publisher: EventPublisher
+    dead_letters: DeadLetters
+    market: Market
+    version: str = VERSION
+
+
+def wire_core(settings: Settings) -> Core:
+    """
+    Build the shared rooms.
+
+    Raises:
+        ConfigurationError: a setting names something this version does not have.
+
+    """
+    wall = SystemClock()
+    documents = _documents(settings.documents_url, wall)
+    publisher = EventGridPublisher(settings.event_grid_topic_endpoint, settings.event_grid_topic_key)
+    market_clock = MarketClock(wall, settings.market_time())
+    return Core(
+        settings=settings,
+        wall=wall,
+        market_clock=market_clock,
+        documents=documents,
+        publisher=publisher,
+        dead_letters=DeadLetters(documents, wall),
+        market=wire_market(settings, wall, market_clock, documents, publisher),
+    )
+
+
+def wire_market(
+    settings: Settings, wall: Clock, market_clock: Clock, documents: Documents, publisher: EventPublisher
+) -> Market:
+    """Build the market room."""
+    delay = timedelta(seconds=settings.market_data_delay_seconds)
+    series = SeriesStore(documents, wall)
+    bars, quotes = Bars(documents, wall), Quotes(documents, wall)
+    providers = _providers(settings)
+    plans = {"alpha_vantage": settings.alpha_vantage_plan, "finnhub": settings.finnhub_plan}
+    throttles = {p.name: Throttle(documents, wall, p.name, windows_of(p.name, plans[p.name])) for p in providers}
+    ingest = Ingest(
+        documents=documents,
+        series=series,
+        bars=bars,
+        quotes=quotes,
+        fetcher=Fetcher(providers=providers, throttles=throttles),
+        publisher=publisher,
+        wall=wall,
+        market=market_clock,
+        delay=delay,
+        live_from=settings.live_from_instant(),
+        watchlist_file=Path(settings.watchlist_file),
+    )
+    return Market(series=series, bars=bars, quotes=quotes, ingest=ingest, clock=market_clock, delay=delay)
+
+
+def _providers(settings: Settings) -> list[Provider]:
+    known: dict[str, Provider] = {
+        "alpha_vantage": AlphaVantage(
+            base_url=settings.alpha_vantage_url,
+            key=settings.alpha_vantage_key,
+            plan=settings.alpha_vantage_plan,
+        ),
+        "finnhub": Finnhub(base_url=settings.finnhub_url, key=settings.finnhub_key, plan=settings.finnhub_plan),
+    }
+    names = [name.strip() for name in settings.market_providers.split(",") if name.strip()]
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise ConfigurationError(
+            f"MARKET_PROVIDERS names {', '.join(unknown) or 'nobody'}: choose from {', '.join(known)}"
+        )
+    return [known[name] for name in names]
+
+
+def _documents(url: str, wall: Clock) -> Documents:
+    scheme, _, path = url.partition(":")
+    if scheme != "sqlite" or not path:
+        raise ConfigurationError(f"DOCUMENTS_URL is {url!r}: write sqlite:FILE, such as sqlite:.troop/app.db")
+    if path == ":memory:":
+        return SQLiteDocuments(path, wall)
+    return SQLiteDocuments(ROOT / path, wall)

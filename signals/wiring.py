@@ -1,0 +1,37 @@
+"""Who stands in which place in the signals domain."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from shared.inbound import DeadLetters
+from shared.wiring import Core
+from signals.adapters.documents import SignalDocuments
+from signals.adapters.entries_file import read_entries
+from signals.logic.evaluation import Watcher
+from signals.service import SignalService
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wired:
+    """What the triggers need."""
+
+    service: SignalService
+    dead_letters: DeadLetters
+
+
+def wire(core: Core) -> Wired:
+    """
+    Build the signals domain.
+
+    Raises:
+        ConfigurationError: the entries file is wrong.
+
+    """
+    service = SignalService(
+        market=core.market,
+        signals=SignalDocuments(core.documents),
+        publisher=core.publisher,
+        watchers=[Watcher.of(entry) for entry in read_entries(Path(core.settings.entries_file))],
+        wall=core.wall,
+    )
+    return Wired(service=service, dead_letters=core.dead_letters)
