@@ -79,7 +79,7 @@ class MarketTime:
             ) from e
 
     def __str__(self) -> str:
-        text = f"{format_instant(self.market)}@{format_instant(self.wall)}*{self.speed:g}"
+        text = f"{format_instant(self.market)}@{format_instant(self.wall)}*{self.speed:f}".rstrip("0").rstrip(".")
         return f"{text}..{format_instant(self.end)}" if self.end else text
 
     def at(self, wall: datetime) -> datetime:

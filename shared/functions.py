@@ -8,7 +8,7 @@ import azure.functions as func
 from pydantic import BaseModel
 
 from shared.documents import Document
-from shared.http import CURSOR, LIMIT, Api, Page, json_response, limit_of, sort_of, cursor_of
+from shared.http import CURSOR, LIMIT, Api, Page, cursor_of, json_response, limit_of, sort_of
 from shared.wiring import Core
 
 

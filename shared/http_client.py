@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
-from shared.errors import ConfigurationError, UnavailableError
+from shared.errors import ConfigurationError, OutcomeUnknownError, UnavailableError
 from shared.telemetry import span
 
 if TYPE_CHECKING:
@@ -105,6 +105,49 @@ class HttpClient:
         if wrong:
             raise ConfigurationError(f"the address of {self.neighbour} is no http URL ({trouble}): correct the setting")
         raise UnavailableError(f"{self.neighbour} gave no answer ({trouble})")
+
+    async def send(
+        self,
+        method: str,
+        url: str,
+        *,
+        params: Mapping[str, str | int],
+        headers: Mapping[str, str],
+        content: bytes,
+        url_is_secret: bool = False,
+    ) -> Answer:
+        """
+        Send something that must not happen twice by accident.
+
+        Raises:
+            UnavailableError: the connection could not be made, so nothing was sent.
+            OutcomeUnknownError: it was sent, or part of it, and no answer came.
+            ConfigurationError: this is no URL.
+
+        """
+        import httpx
+
+        try:
+            with span("http.sent", neighbour=self.neighbour), _untraced() if url_is_secret else nullcontext():
+                async with asyncio.timeout(self._total.total_seconds()):
+                    response = await self.client.request(
+                        method, url, params=dict(params), headers=dict(headers), content=content
+                    )
+            return Answer(
+                status=response.status_code,
+                headers={name.lower(): value for name, value in response.headers.items()},
+                body=response.content,
+            )
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as e:
+            error: Exception = ConfigurationError(
+                f"the address of {self.neighbour} is no http URL ({type(e).__name__}): correct the setting"
+            )
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as e:
+            error = UnavailableError(f"{self.neighbour} could not be reached ({type(e).__name__})")
+        except (httpx.HTTPError, TimeoutError) as e:
+            error = OutcomeUnknownError(f"{self.neighbour} gave no answer ({type(e).__name__})")
+        # Raised outside the handlers: what they caught holds the request, and so the key.
+        raise error
 
     async def aclose(self) -> None:
         """Close the connections; the next call would open new ones."""

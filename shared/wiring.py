@@ -1,5 +1,6 @@
 """Who stands in which place in the shared rooms. Nothing here touches the network or a file; first use does."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -69,9 +70,9 @@ def wire_market(
     delay = timedelta(seconds=settings.market_data_delay_seconds)
     series = SeriesStore(documents, wall)
     bars, quotes = Bars(documents, wall), Quotes(documents, wall)
-    providers = _providers(settings)
     plans = {"alpha_vantage": settings.alpha_vantage_plan, "finnhub": settings.finnhub_plan}
-    throttles = {p.name: Throttle(documents, wall, p.name, windows_of(p.name, plans[p.name])) for p in providers}
+    throttles = {name: Throttle(documents, wall, name, windows_of(name, plan)) for name, plan in plans.items()}
+    providers = _providers(settings, wall, market_clock, throttles)
     ingest = Ingest(
         documents=documents,
         series=series,
@@ -88,14 +89,24 @@ def wire_market(
     return Market(series=series, bars=bars, quotes=quotes, ingest=ingest, clock=market_clock, delay=delay)
 
 
-def _providers(settings: Settings) -> list[Provider]:
+def _providers(
+    settings: Settings, wall: Clock, market_clock: Clock, throttles: Mapping[str, Throttle]
+) -> list[Provider]:
     known: dict[str, Provider] = {
         "alpha_vantage": AlphaVantage(
             base_url=settings.alpha_vantage_url,
             key=settings.alpha_vantage_key,
             plan=settings.alpha_vantage_plan,
+            market_clock=market_clock,
+            permit=throttles["alpha_vantage"].permit,
         ),
-        "finnhub": Finnhub(base_url=settings.finnhub_url, key=settings.finnhub_key, plan=settings.finnhub_plan),
+        "finnhub": Finnhub(
+            base_url=settings.finnhub_url,
+            key=settings.finnhub_key,
+            plan=settings.finnhub_plan,
+            clock=wall,
+            permit=throttles["finnhub"].permit,
+        ),
     }
     names = [name.strip() for name in settings.market_providers.split(",") if name.strip()]
     unknown = [name for name in names if name not in known]

@@ -70,7 +70,8 @@ def open_state(path: Path) -> sqlite3.Connection:
             raise sqlite3.DatabaseError(health)
         if schema > SCHEMA:
             raise sqlite3.DatabaseError(f"its version is {schema}, this program knows {SCHEMA}")
-        state.execute(f"PRAGMA user_version={SCHEMA}")
+        if schema < SCHEMA:
+            state.execute(f"PRAGMA user_version={SCHEMA}")
         state.execute("CREATE TABLE IF NOT EXISTS cloud_settings (name TEXT PRIMARY KEY, value TEXT NOT NULL)")
     except sqlite3.DatabaseError as e:
         state.close()

@@ -13,7 +13,6 @@ from shared.telemetry import get_logger, span
 
 log = get_logger(__name__)
 
-PATIENCE = timedelta(seconds=4)
 REFUSED_WAIT = timedelta(seconds=10)
 """How long to leave a provider alone that refused without saying for how long."""
 
@@ -58,7 +57,7 @@ class Fetcher:
 
     async def _ask[T](self, provider: Provider, call: Callable[[Provider], Awaitable[T]]) -> T:
         throttle = self.throttles[provider.name]
-        await throttle.permit(patience=PATIENCE)
+        await throttle.permit()
         with span("provider.call", provider=provider.name):
             try:
                 return await call(provider)

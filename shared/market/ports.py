@@ -8,7 +8,7 @@ from shared.market.models import Fetched, Interval, Quote
 
 class Provider(Protocol):
     """
-    Sells us market data: one call of these is one call on our quota.
+    Sells us market data: a call of these is one call on our quota, or a few where history comes in slices.
 
     Raises RateLimitedError (slow down), UnavailableError (down, or an answer we cannot judge),
     NotEntitledError (not on our plan), UnknownSymbolError, RefusedError (any other permanent no),

@@ -12,6 +12,8 @@ from shared.market.pacing import next_permit
 from shared.market.registry import Window
 
 CONTAINER = "quota"
+PATIENCE = timedelta(seconds=4)
+"""How long a call may wait for its instant; a longer wait is left to the next slot."""
 
 
 class Throttle:
@@ -28,7 +30,7 @@ class Throttle:
         self._windows = windows
         self._one_at_a_time = asyncio.Lock()
 
-    async def permit(self, *, patience: timedelta) -> None:
+    async def permit(self, *, patience: timedelta = PATIENCE) -> None:
         """Wait for the next free instant, at most *patience*."""
         if not self._windows:
             return

@@ -1,0 +1,1 @@
+"""What `troop up` does: the settings of the embedded cloud, and the processes."""

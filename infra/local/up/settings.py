@@ -1,0 +1,99 @@
+"""The embedded defaults: what the app is told when neither the environment nor local.settings.json says otherwise."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from infra.local.discord import DEFAULT_WEBHOOK
+from shared.clock import MarketTime, format_instant
+from shared.errors import ConfigurationError
+from shared.settings import ROOT
+
+TOPIC_KEY = "local-topic-key"
+SIGNALR_KEY = "local-signalr-access-key-of-32-bytes-or-more"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where the app, the cloud and their data are."""
+
+    app_url: str
+    cloud_url: str
+    data: Path
+
+
+def embedded(place: Place, *, time: MarketTime | None, live_from: str, plan: str, live: bool) -> dict[str, str]:
+    """The embedded defaults by setting; with *live*, providers and clock are left to the user."""
+    webhook_id, token = DEFAULT_WEBHOOK
+    cloud = place.cloud_url
+    host, _, port = cloud.rpartition(":")
+    values = {
+        "FUNCTIONS_WORKER_RUNTIME": "python",
+        "DOCUMENTS_URL": f"sqlite:{place.data / 'app.db'}",
+        "PUBLIC_URL": place.app_url,
+        "EVENT_GRID_TOPIC_ENDPOINT": f"{cloud}/topic/api/events",
+        "EVENT_GRID_TOPIC_KEY": TOPIC_KEY,
+        "AZURE_SIGNALR_CONNECTION_STRING": f"Endpoint={host};Port={port};AccessKey={SIGNALR_KEY};Version=1.0;",
+        "DISCORD_WEBHOOK_URL": f"{cloud}/discord/api/webhooks/{webhook_id}/{token}",
+        "MARKET_QUOTES_SCHEDULE": "*/10 * * * * *",
+        "SIGNALS_INGEST_SCHEDULE": "*/2 * * * * *",
+        "SIGNALS_SWEEP_SCHEDULE": "*/2 * * * * *",
+        "ALERTS_SWEEP_SCHEDULE": "*/2 * * * * *",
+        "CONTENT_DIGEST_SCHEDULE": "*/2 * * * * *",
+        "CONTENT_SWEEP_SCHEDULE": "*/2 * * * * *",
+        "ALERTS_LEASE_SECONDS": "10",
+        "CONTENT_DIGEST_SETTLE_SECONDS": "5",
+    }
+    if live:
+        return values
+    return values | {
+        "MARKET_CLOCK": str(time) if time else "",
+        "LIVE_FROM": live_from,
+        "MARKET_DATA_DELAY_SECONDS": "0",
+        "ALPHA_VANTAGE_URL": f"{cloud}/alpha_vantage",
+        "ALPHA_VANTAGE_KEY": f"local-{plan}",
+        "ALPHA_VANTAGE_PLAN": plan,
+        "FINNHUB_URL": f"{cloud}/finnhub/api/v1",
+        "FINNHUB_KEY": f"local-{plan}",
+        "FINNHUB_PLAN": plan,
+        "WATCHLIST_FILE": str(place.data / "watchlist.toml"),
+    }
+
+
+def local_settings(app: Path = ROOT) -> dict[str, str]:
+    """
+    The values of local.settings.json; none without the file.
+
+    Raises:
+        ConfigurationError: it is no JSON object with ``Values``.
+
+    """
+    path = app / "local.settings.json"
+    if not path.exists():
+        return {}
+    try:
+        values = json.loads(path.read_text())["Values"]
+        return {str(name): str(value) for name, value in values.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise ConfigurationError(
+            f"{path} cannot be read ({e}): write an object with Values, as in local.settings.example.json"
+        ) from e
+
+
+def merged(defaults: Mapping[str, str], env: Mapping[str, str]) -> dict[str, str]:
+    """What a process is started with: the environment, else local.settings.json, else the embedded default."""
+    given = {name: value for name, value in env.items() if value.strip() or name not in defaults}
+    file = {name: value for name, value in local_settings().items() if value.strip()}
+    return {**defaults, **file, **given}
+
+
+def watchlist(symbols: list[str], interval: str) -> str:
+    """The watchlist file of a replay."""
+    listed = ", ".join(json.dumps(symbol) for symbol in symbols)
+    return f"# Written by troop up.\n[[watch]]\ninterval = {json.dumps(interval)}\nsymbols = [{listed}]\n"
+
+
+def shown(time: MarketTime) -> str:
+    """A market time for people."""
+    return format_instant(time.market)
