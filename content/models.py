@@ -16,13 +16,6 @@ class Kind(StrEnum):
     DIGEST = "digest"
 
 
-class Status(StrEnum):
-    """A digest is a draft until the signals of its session have had time to arrive."""
-
-    DRAFT = "draft"
-    PUBLISHED = "published"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fact:
     """What is known of one signal: the only source of every number in a post."""
@@ -57,7 +50,6 @@ class Post:
 
     post_id: str
     kind: Kind
-    status: Status
     version: int
     session: date
     symbols: Sequence[str]
@@ -72,6 +64,16 @@ class Post:
     @property
     def sort(self) -> str:
         return self.document.sort if self.document else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """A digest to be written once the signals of its session have had time to arrive."""
+
+    session: date
+    closed_at: datetime
+    due_at: datetime
+    document: Document | None = None
 
 
 def signal_post_id(signal_id: str) -> str:

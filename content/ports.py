@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import date, datetime
 from typing import Protocol
 
-from content.models import Fact, Kind, Post
+from content.models import Draft, Fact, Kind, Post
 
 
 class Posts(Protocol):
@@ -34,8 +34,20 @@ class Posts(Protocol):
         """The stored post, or None."""
         ...
 
-    async def due(self, before: datetime, limit: int) -> Sequence[Post]:
-        """Posts that owe something at *before* (wall): a draft its text, a published post its event."""
+    async def open_draft(self, draft: Draft) -> None:
+        """Store a draft; opening it again changes nothing."""
+        ...
+
+    async def touch_draft(self, session: date) -> bool:
+        """Make whoever is writing this session's digest look at the facts again; False without a draft."""
+        ...
+
+    async def close_draft(self, draft: Draft) -> Draft | None:
+        """Remove a draft whose digest is written; gives it back, as it is now, if it was touched meanwhile."""
+        ...
+
+    async def due(self, before: datetime, limit: int) -> Sequence[Draft | Post]:
+        """What owes something at *before* (wall): a draft its digest, a post its event."""
         ...
 
     async def listed(self, kind: Kind | None, after: str | None, *, newest_first: bool, limit: int) -> list[Post]:

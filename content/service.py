@@ -7,12 +7,12 @@ from zoneinfo import ZoneInfo
 
 from content.events import PostPublished
 from content.logic.rendering import render_digest, render_signal
-from content.models import Fact, Kind, Post, Status, digest_post_id, signal_post_id
+from content.models import Draft, Fact, Kind, Post, digest_post_id, signal_post_id
 from content.ports import Posts
 from shared.clock import Clock
 from shared.errors import ConflictError, NotFoundError, StaleError
 from shared.events import EventPublisher
-from shared.market.sessions import EXCHANGE, Session, calendar
+from shared.market.sessions import EXCHANGE, calendar
 from shared.telemetry import get_logger
 from signals.events import SignalRaised
 
@@ -55,7 +55,9 @@ class ContentService:
         opened = 0
         session = calendar().next_close(through)
         while session.closes_at + DIGEST_DELAY <= now and self.wall.now() < deadline:
-            await self._open(session)
+            await self.posts.open_draft(
+                Draft(session=session.date, closed_at=session.closes_at, due_at=self.wall.now() + self.settle)
+            )
             await self.posts.set_digested_through(session.closes_at)
             opened += 1
             session = calendar().next_close(session.closes_at)
@@ -65,20 +67,19 @@ class ContentService:
         """Write the drafts that are due and tell of posts whose event is still owed; returns how many."""
         deadline = self.wall.now() + BUDGET
         done = 0
-        for post in await self.posts.due(self.wall.now(), 200):
+        for owing in await self.posts.due(self.wall.now(), 200):
             if self.wall.now() >= deadline:
                 break
             try:
-                await (self._write_digest(post) if post.status is Status.DRAFT else self._tell(post))
+                await (self._publish_digest(owing) if isinstance(owing, Draft) else self._tell(owing))
                 done += 1
-            except StaleError:
-                log.info("post.raced", post_id=post.post_id)  # somebody else wrote it: see next time
+            except (StaleError, ConflictError) as e:
+                log.info("post.raced", reason=str(e))  # somebody else wrote it: see next time
         return done
 
     async def listed(self, kind: Kind | None, after: str | None, *, newest_first: bool, limit: int) -> list[Post]:
         """Published posts, in order of ``recorded_at``."""
-        found = await self.posts.listed(kind, after, newest_first=newest_first, limit=limit)
-        return [p for p in found if p.status is Status.PUBLISHED]
+        return await self.posts.listed(kind, after, newest_first=newest_first, limit=limit)
 
     async def read(self, post_id: str) -> Post:
         """
@@ -90,7 +91,7 @@ class ContentService:
         """
         for kind in Kind:
             post = await self.posts.read(kind, post_id)
-            if post and post.status is Status.PUBLISHED:
+            if post:
                 return post
         raise NotFoundError(f"there is no post {post_id[:64]}")
 
@@ -100,7 +101,6 @@ class ContentService:
         post = Post(
             post_id=post_id,
             kind=Kind.SIGNAL,
-            status=Status.PUBLISHED,
             version=1,
             session=fact.session,
             symbols=[fact.symbol],
@@ -125,64 +125,72 @@ class ContentService:
         except StaleError:
             return  # a twin told it too, or a newer version is being written and will be told
 
-    async def _open(self, session: Session) -> None:
+    async def _publish_digest(self, draft: Draft) -> None:
+        """
+        Write the digest a draft stands for from what is known now, then close the draft.
+
+        A fact is noted before its draft is touched, and the facts are read before the draft is closed under its
+        etag: so a fact that arrives in between is in this version, or keeps the draft open for the next.
+        """
+        open_draft: Draft | None = draft
+        while open_draft:
+            facts = await self.posts.facts(open_draft.session)
+            digest = await self.posts.read(Kind.DIGEST, digest_post_id(EXCHANGE, open_draft.session))
+            if digest is None:
+                now = self.wall.now()
+                digest = await self.posts.create(
+                    Post(
+                        post_id=digest_post_id(EXCHANGE, open_draft.session),
+                        kind=Kind.DIGEST,
+                        version=1,
+                        session=open_draft.session,
+                        symbols=_symbols(facts),
+                        signal_ids=_signal_ids(facts),
+                        text=render_digest(open_draft.session, facts),
+                        occurred_at=open_draft.closed_at,
+                        recorded_at=now,
+                        updated_at=now,
+                        due_at=now + GRACE,
+                    )
+                )
+                await self._tell(digest)
+            else:
+                await self._correct(digest, facts)
+            open_draft = await self.posts.close_draft(open_draft)
+
+    async def _correct(self, digest: Post, facts: Sequence[Fact]) -> None:
+        """Let a published digest say what is known now, as its next version; nothing new changes nothing."""
+        if list(digest.signal_ids) == _signal_ids(facts):
+            return
         now = self.wall.now()
-        draft = Post(
-            post_id=digest_post_id(EXCHANGE, session.date),
-            kind=Kind.DIGEST,
-            status=Status.DRAFT,
-            version=0,
-            session=session.date,
-            symbols=[],
-            signal_ids=[],
-            text=render_digest(session.date, []),
-            occurred_at=session.closes_at,
-            recorded_at=now,
+        corrected = replace(
+            digest,
+            version=digest.version + 1,
+            symbols=_symbols(facts),
+            signal_ids=_signal_ids(facts),
+            text=render_digest(digest.session, facts),
             updated_at=now,
-            due_at=now + self.settle,
+            due_at=now + GRACE,
         )
-        try:
-            await self.posts.create(draft)
-        except ConflictError:
-            return  # another instance opened it
-
-    async def _write_digest(self, digest: Post) -> None:
-        """
-        Make the digest say what is known now.
-
-        The draft is read before the facts and written under its etag, and a fact is noted before the digest is
-        looked at: so a fact that arrives in between finds this version, or makes this write stale.
-        """
-        facts = await self.posts.facts(digest.session)
-        now = self.wall.now()
-        written = await self.posts.save(
-            replace(
-                digest,
-                status=Status.PUBLISHED,
-                version=digest.version + 1,
-                symbols=sorted({f.symbol for f in facts}),
-                signal_ids=sorted(f.signal_id for f in facts),
-                text=render_digest(digest.session, facts),
-                updated_at=now,
-                due_at=now + GRACE,
-            )
-        )
-        await self._tell(written)
+        await self._tell(await self.posts.save(corrected))
 
     async def _join_digest(self, fact: Fact) -> None:
-        while True:
-            digest = await self.posts.read(Kind.DIGEST, digest_post_id(EXCHANGE, fact.session))
-            if digest is None or fact.signal_id in digest.signal_ids:
-                return
+        if await self.posts.touch_draft(fact.session):
+            return
+        while digest := await self.posts.read(Kind.DIGEST, digest_post_id(EXCHANGE, fact.session)):
             try:
-                if digest.status is Status.DRAFT:
-                    # Only touched, so that a writer that has not seen this fact loses its etag.
-                    await self.posts.save(digest)
-                else:
-                    await self._write_digest(digest)
+                await self._correct(digest, await self.posts.facts(fact.session))
             except StaleError:
                 continue
             return
+
+
+def _symbols(facts: Sequence[Fact]) -> list[str]:
+    return sorted({fact.symbol for fact in facts})
+
+
+def _signal_ids(facts: Sequence[Fact]) -> list[str]:
+    return sorted(fact.signal_id for fact in facts)
 
 
 def _fact(signal: SignalRaised) -> Fact:

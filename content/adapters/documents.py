@@ -1,16 +1,16 @@
-"""Posts over Documents: container posts, partition kind; facts in a partition a session."""
+"""Posts over Documents: container posts, partition kind; drafts in one of their own, facts in one a session."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date, datetime
 from typing import Any
 
-from content.models import Fact, Kind, Post, Status, Text
+from content.models import Draft, Fact, Kind, Post, Text
 from shared.clock import format_instant, parse_instant
 from shared.documents import Document, Documents, sort_key
 from shared.errors import ConflictError, NotFoundError, StaleError
 
-CONTAINER, SYSTEM = "posts", "system"
+CONTAINER, SYSTEM, DRAFTS = "posts", "system", "drafts"
 
 
 class PostDocuments:
@@ -74,8 +74,44 @@ class PostDocuments:
         except NotFoundError:
             return None
 
-    async def due(self, before: datetime, limit: int) -> Sequence[Post]:
-        return [_post(d) for d in await self._documents.due(CONTAINER, before=before, limit=limit)]
+    async def open_draft(self, draft: Draft) -> None:
+        id_ = _draft_id(draft.session)
+        body = {"session": draft.session.isoformat(), "closed_at": format_instant(draft.closed_at), "touched": 0}
+        sort = sort_key(draft.closed_at, id_)
+        document = Document(id=id_, partition=DRAFTS, sort=sort, body=body, due_at=draft.due_at)
+        try:
+            await self._documents.create(CONTAINER, document)
+        except ConflictError:
+            return  # another instance opened it
+
+    async def touch_draft(self, session: date) -> bool:
+        while True:
+            try:
+                document = await self._documents.read(CONTAINER, DRAFTS, _draft_id(session))
+                body = {**document.body, "touched": document.body["touched"] + 1}
+                await self._documents.replace(CONTAINER, document.with_body(body, due_at=document.due_at))
+            except NotFoundError:
+                return False
+            except StaleError:
+                continue
+            return True
+
+    async def close_draft(self, draft: Draft) -> Draft | None:
+        assert draft.document is not None, "a draft is read before it is closed"  # noqa: S101
+        try:
+            await self._documents.delete(CONTAINER, draft.document)
+        except NotFoundError:
+            return None
+        except StaleError:
+            try:
+                return _draft(await self._documents.read(CONTAINER, DRAFTS, draft.document.id))
+            except NotFoundError:
+                return None
+        return None
+
+    async def due(self, before: datetime, limit: int) -> Sequence[Draft | Post]:
+        found = await self._documents.due(CONTAINER, before=before, limit=limit)
+        return [_draft(d) if d.partition == DRAFTS else _post(d) for d in found]
 
     async def listed(self, kind: Kind | None, after: str | None, *, newest_first: bool, limit: int) -> list[Post]:
         found: list[Document] = []
@@ -108,6 +144,21 @@ class PostDocuments:
             return  # another instance moved on at the same moment
 
 
+def _draft_id(session: date) -> str:
+    return f"draft|{session.isoformat()}"
+
+
+def _draft(document: Document) -> Draft:
+    b = document.body
+    assert document.due_at is not None, "a draft is always due"  # noqa: S101
+    return Draft(
+        session=date.fromisoformat(b["session"]),
+        closed_at=parse_instant(b["closed_at"]),
+        due_at=document.due_at,
+        document=document,
+    )
+
+
 def _session_of(session: date) -> str:
     return f"facts|{session.isoformat()}"
 
@@ -127,7 +178,6 @@ def _body(p: Post) -> dict[str, Any]:
     return {
         "post_id": p.post_id,
         "kind": p.kind,
-        "status": p.status,
         "version": p.version,
         "session": p.session.isoformat(),
         "symbols": list(p.symbols),
@@ -146,7 +196,6 @@ def _post(document: Document) -> Post:
     return Post(
         post_id=b["post_id"],
         kind=Kind(b["kind"]),
-        status=Status(b["status"]),
         version=b["version"],
         session=date.fromisoformat(b["session"]),
         symbols=b["symbols"],

@@ -146,7 +146,8 @@ def mark_bollinger_breakout(bars: Arrays, params: BollingerBreakoutParams) -> Ma
     import numpy as np
     import talib
 
-    upper, _, lower = talib.BBANDS(bars.close, params.period, params.width, params.width, talib.MA_Type.SMA)
+    simple: Any = 0  # TA-Lib's number of the simple moving average
+    upper, _, lower = talib.BBANDS(bars.close, params.period, params.width, params.width, simple)
     usual = _shifted(talib.SMA(bars.volume, params.period))
     above = bars.close > upper * (1 + TOLERANCE)
     below = bars.close < lower * (1 - TOLERANCE)

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 
 # What every record has anyway; the rest came in as `extra`.
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+# The app's own fields stand in its messages already.
+_IN_TEXT = "troop."
 # At INFO these log every request of a telemetry export, whose lines are then exported too.
 _CHATTY = ("azure", "azure.functions", "httpx", "httpcore", "aiohttp.access", "opentelemetry")
 
@@ -14,7 +16,7 @@ class FieldsFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
         line = super().formatMessage(record)
-        fields = (f"{k}={v}" for k, v in record.__dict__.items() if k not in _STANDARD)
+        fields = (f"{k}={v}" for k, v in record.__dict__.items() if k not in _STANDARD and not k.startswith(_IN_TEXT))
         return " ".join([line, *fields])
 
 

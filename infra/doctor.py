@@ -1,0 +1,118 @@
+"""`troop doctor`: looks at everything `troop up` needs and says what to do."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+from infra.local.up import settings as local
+from shared.errors import ConfigurationError
+from shared.settings import ROOT, Settings
+
+NODE = 20
+
+
+def examine(*, port: int, live: bool) -> int:
+    """Print one line a check; the exit code is 1 if anything must be done."""
+    checks: list[tuple[str, Callable[[], str]]] = [
+        ("Python", _python),
+        ("packages", _packages),
+        ("Node.js", _node),
+        ("port", lambda: _port(port)),
+        ("cloud's port", lambda: _port(port + 1)),
+        ("data folder", lambda: _data(ROOT / ".troop")),
+        ("settings", lambda: _settings(port, live=live)),
+    ]
+    troubles = 0
+    for name, check in checks:
+        try:
+            print(f"  ok      {name}: {check()}")
+        except ConfigurationError as e:
+            troubles += 1
+            print(f"  TO DO   {name}: {e}")
+    print("everything is ready: make run" if not troubles else f"{troubles} to do")
+    return 1 if troubles else 0
+
+
+def _python() -> str:
+    if sys.version_info[:2] != (3, 13):
+        raise ConfigurationError(f"this is {sys.version.split()[0]}; install Python 3.13 and run make setup")
+    return sys.version.split()[0]
+
+
+def _packages() -> str:
+    """Every locked package that applies here is installed in its locked version."""
+    from packaging.requirements import Requirement
+
+    wrong, count = [], 0
+    for line in (ROOT / "requirements-dev.txt").read_text().splitlines():
+        if not line or line.startswith((" ", "#")):
+            continue
+        wanted = Requirement(line.removesuffix("\\").strip())
+        if wanted.marker and not wanted.marker.evaluate():
+            continue
+        count += 1
+        try:
+            if metadata.version(wanted.name) not in wanted.specifier:
+                wrong.append(wanted.name)
+        except metadata.PackageNotFoundError:
+            wrong.append(wanted.name)
+    if wrong:
+        raise ConfigurationError(f"{', '.join(wrong[:5])} not as locked: run make clean, then make setup")
+    return f"{count} as locked"
+
+
+def _node() -> str:
+    node = shutil.which("node")
+    if node is None:
+        raise ConfigurationError(f"not found: install Node.js {NODE} or newer (make test needs it, make run does not)")
+    version = subprocess.run([node, "--version"], capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
+    if int(version.lstrip("v").split(".")[0]) < NODE:
+        raise ConfigurationError(f"{version} is too old: install {NODE} or newer")
+    return version
+
+
+def _port(port: int) -> str:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as e:
+            raise ConfigurationError(f"{port} is taken: stop what listens there, or use troop up --port") from e
+    return f"{port} is free"
+
+
+def _data(path: Path) -> str:
+    from infra.local.cloud import open_state
+
+    if not path.exists():
+        return f"{path} will be made"
+    if (path / "cloud.db").exists():
+        open_state(path / "cloud.db").close()
+    app = path / "app.db"
+    if app.exists():
+        import asyncio
+
+        from shared.adapters.sqlite import SQLiteDocuments
+        from shared.clock import SystemClock
+
+        async def look() -> None:
+            documents = SQLiteDocuments(app, SystemClock())
+            await documents.feed("system", limit=1)
+            await documents.close()
+
+        asyncio.run(look())
+    return str(path)
+
+
+def _settings(port: int, *, live: bool) -> str:
+    place = local.Place(
+        app_url=f"http://127.0.0.1:{port}", cloud_url=f"http://127.0.0.1:{port + 1}", data=ROOT / ".troop"
+    )
+    defaults = local.embedded(place, time=None, live_from="", plan="premium", live=live)
+    Settings.from_env(local.merged(defaults, os.environ))
+    return "complete" if live else "complete (the embedded defaults need no key)"
