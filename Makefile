@@ -53,9 +53,14 @@ lock:   ## compile the locked requirements from pyproject.toml
 	  test -x .lock-venv/bin/uv || { "$$PY" -m venv .lock-venv && .lock-venv/bin/pip install --quiet uv; }
 	@.lock-venv/bin/uv pip compile --quiet --no-config --universal --python-version 3.13 --generate-hashes --no-emit-index-url --custom-compile-command "make lock" pyproject.toml -o requirements.txt
 	@.lock-venv/bin/uv pip compile --quiet --universal --python-version 3.13 --generate-hashes --no-emit-index-url --custom-compile-command "make lock" --group dev -c requirements.txt pyproject.toml -o requirements-dev.txt
+	@echo exchange_calendars | .lock-venv/bin/uv pip compile --quiet --universal --python-version 3.13 --generate-hashes --no-emit-index-url --custom-compile-command "make lock" - -o requirements-sessions.txt
 	@$(MAKE) --no-print-directory lock-clean
 lock-clean:
-	@! grep -nE 'https?://|file:' requirements.txt requirements-dev.txt
+	@! grep -nE '^[^#]*(https?://|file:)|^--(extra-)?index|^--find-links' requirements.txt requirements-dev.txt requirements-sessions.txt
+
+sessions:   ## generate shared/market/sessions.json again from exchange_calendars (ARGS=--check compares)
+	@PY=$$(sh infra/find_python.sh) || exit 1; test -e .sessions-venv/.ready || { "$$PY" -m venv .sessions-venv && .sessions-venv/bin/pip install -qq --no-deps --require-hashes -r requirements-sessions.txt && touch .sessions-venv/.ready; }
+	@.sessions-venv/bin/python infra/make_sessions.py $(ARGS)
 
 clean:
-	rm -rf $(VENV) .lock-venv $(NODE_DIR)/node_modules .troop
+	rm -rf $(VENV) .lock-venv .sessions-venv $(NODE_DIR)/node_modules .troop

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 
 from alerts.adapters.discord import DiscordChannel
 from alerts.adapters.documents import DeliveryDocuments
@@ -38,7 +37,7 @@ def wire(core: Core) -> Wired:
     )
     channels: dict[str, Channel] = {channel.name: channel for channel in (hub, discord)}
     service = AlertService(
-        subscriptions=read_subscriptions(Path(settings.subscriptions_file), channels),
+        subscriptions=read_subscriptions(settings.file(settings.subscriptions_file), channels),
         deliveries=DeliveryDocuments(core.documents),
         channels=channels,
         hub=hub,

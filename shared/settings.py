@@ -100,6 +100,11 @@ class Settings(BaseModel):
         except ValueError as e:
             raise ConfigurationError(f"LIVE_FROM: {e}; write 2012-03-01T00:00:00Z") from e
 
+    @staticmethod
+    def file(path: str) -> Path:
+        """Where a file named in a setting lies: relative to the app, unless it says otherwise."""
+        return ROOT / path
+
     def secrets(self) -> list[str]:
         """Every secret value that is set: what must never be seen anywhere."""
         return [

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 
 from shared.adapters.event_grid import EventGridPublisher
 from shared.adapters.sqlite import SQLiteDocuments
@@ -84,7 +83,7 @@ def wire_market(
         market=market_clock,
         delay=delay,
         live_from=settings.live_from_instant(),
-        watchlist_file=Path(settings.watchlist_file),
+        watchlist_file=settings.file(settings.watchlist_file),
     )
     return Market(series=series, bars=bars, quotes=quotes, ingest=ingest, clock=market_clock, delay=delay)
 

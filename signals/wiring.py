@@ -1,7 +1,6 @@
 """Who stands in which place in the signals domain."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from shared.inbound import DeadLetters
 from shared.wiring import Core
@@ -31,7 +30,7 @@ def wire(core: Core) -> Wired:
         market=core.market,
         signals=SignalDocuments(core.documents),
         publisher=core.publisher,
-        watchers=[Watcher.of(entry) for entry in read_entries(Path(core.settings.entries_file))],
+        watchers=[Watcher.of(entry) for entry in read_entries(core.settings.file(core.settings.entries_file))],
         wall=core.wall,
     )
     return Wired(service=service, dead_letters=core.dead_letters)
