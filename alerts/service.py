@@ -1,7 +1,7 @@
 """What the alerts domain does: word signals, deliver them, finish what was left, let clients listen."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -15,7 +15,7 @@ from alerts.logic.wording import word, worst
 from alerts.models import Alert, Delivery, Record, Subscription
 from alerts.ports import Channel, Connection, Deliveries, Hub
 from shared.clock import Clock, format_instant
-from shared.errors import InvalidPayloadError, OutcomeUnknownError, StaleError, TroopError
+from shared.errors import ConfigurationError, InvalidPayloadError, OutcomeUnknownError, StaleError, TroopError
 from shared.events import EventPublisher
 from shared.http import cursor_of
 from shared.market.models import symbol_of
@@ -45,10 +45,14 @@ class AlertService:
     async def announce(self, signal: SignalRaised) -> None:
         """Word a signal for everyone who hears it, and deliver it on their channels."""
         found = hearers(signal, self.subscriptions)
-        await asyncio.gather(*(self._announce(signal, who, asked) for who, asked in found.items()))
+        await _all([self._announce(signal, who, asked) for who, asked in found.items()])
 
     async def sweep(self) -> int:
-        """Finish whatever events did not: due deliveries and events still owed; returns how many alerts."""
+        """
+        Finish whatever events did not: due deliveries and events still owed; returns how many alerts.
+
+        An alert that cannot be finished now stays due and holds up no other.
+        """
         deadline = self.wall.now() + SWEEP_BUDGET
         done = 0
         queue = iter(await self.deliveries.due(self.wall.now(), 500))
@@ -58,10 +62,15 @@ class AlertService:
             for subscriber, alert_id in queue:
                 if self.wall.now() >= deadline:
                     return
-                await self._finish(await self.deliveries.read(subscriber, alert_id))
-                done += 1
+                try:
+                    await self._finish(await self.deliveries.read(subscriber, alert_id))
+                    done += 1
+                except TroopError as e:
+                    log.warning("alert.left", alert_id=alert_id, error=type(e).__name__, reason=str(e))
+                except Exception:
+                    log.exception("alert.broke", alert_id=alert_id)
 
-        await asyncio.gather(*(work() for _ in range(AT_ONCE)))
+        await _all([work() for _ in range(AT_ONCE)])
         return done
 
     async def listed(self, after: str | None, *, newest_first: bool, limit: int) -> list[Record]:
@@ -81,7 +90,7 @@ class AlertService:
         groups = [group_of(name if name == "all" else symbol_of(name)) for name in names]
         known = self.hub.user_of(bearer) if bearer else None
         user_id = known or f"guest-{uuid4()}"
-        await asyncio.gather(*(self.hub.join(user_id, group) for group in groups))
+        await _all([self.hub.join(user_id, group) for group in groups])
         return self.hub.connection(user_id)
 
     async def _announce(self, signal: SignalRaised, subscriber: str, asked: Sequence[Subscription]) -> None:
@@ -92,7 +101,7 @@ class AlertService:
 
     async def _finish(self, record: Record) -> None:
         """Bring every delivery as far as it goes now, then tell the house of the alert, once."""
-        await asyncio.gather(*(self._deliver(record, delivery) for delivery in record.deliveries))
+        await _all([self._deliver(record, delivery) for delivery in record.deliveries])
         if record.owes_event:
             await self.publisher.publish([_event(record)])
             await self.deliveries.told(record)
@@ -116,12 +125,11 @@ class AlertService:
 
     async def _attempt(self, record: Record, claim: Delivery) -> Delivery:
         """The outcome of one attempt, as the delivery's next state."""
-        channel = self.channels[claim.channel]
         with span("delivery.attempt", channel=claim.channel, delivery_id=claim.delivery_id):
             try:
                 # A lease outlives its attempt, so nobody takes over what is still being sent.
                 async with asyncio.timeout(self.lease.total_seconds() / 2):
-                    provider_id = await channel.send(record.alert, item_of(record))
+                    provider_id = await self._channel(claim.channel).send(record.alert, item_of(record))
             except TimeoutError:
                 return delivering.failed(
                     claim, OutcomeUnknownError("no answer within half the lease"), now=self.wall.now()
@@ -140,6 +148,23 @@ class AlertService:
                 log.exception("delivery.broke", delivery_id=claim.delivery_id, channel=claim.channel)
                 return delivering.failed(claim, e, now=self.wall.now())
         return delivering.sent(claim, provider_id, now=self.wall.now())
+
+
+    def _channel(self, name: str) -> Channel:
+        try:
+            return self.channels[name]
+        except KeyError:
+            raise ConfigurationError(
+                f"the channel {name} is not set up; there are {', '.join(sorted(self.channels))}"
+            ) from None
+
+
+async def _all(work: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Await every one to its end, then raise the first trouble: nothing goes on after the answer."""
+    outcomes = await asyncio.gather(*work, return_exceptions=True)
+    for outcome in outcomes:
+        if outcome is not None:
+            raise outcome
 
 
 def group_of(symbol: str) -> str:

@@ -74,7 +74,7 @@ class MarketTime:
             )
         except ValueError as e:
             raise ConfigurationError(
-                f"MARKET_CLOCK is {setting!r}; write <market instant>@<wall instant>*<speed>, "
+                "MARKET_CLOCK cannot be read: write <market instant>@<wall instant>*<speed>, "
                 "for example 2012-03-01T00:00:00Z@2026-11-21T09:00:00Z*86400"
             ) from e
 
@@ -113,7 +113,10 @@ def parse_instant(text: str) -> datetime:
     instant = datetime.fromisoformat(text.strip())
     if instant.tzinfo is None:
         raise ValueError(f"{text!r} has no time zone; end it with Z")
-    return instant.astimezone(UTC)
+    try:
+        return instant.astimezone(UTC)
+    except OverflowError as e:
+        raise ValueError(f"{text!r} lies outside the years 1 to 9999") from e
 
 
 def format_instant(instant: datetime) -> str:
@@ -123,4 +126,4 @@ def format_instant(instant: datetime) -> str:
 
 def sortable(instant: datetime) -> str:
     """Write an instant so that text order is time order: always six digits of a second."""
-    return instant.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return instant.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -6,6 +6,7 @@ A Python Event Grid function answers 202 or 500 and nothing else, and the text o
 again under a name that carries no detail.
 """
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -73,21 +74,34 @@ async def settle(event: CloudEvent, source: str, dead_letters: DeadLetters) -> A
         RedeliverError: transient trouble, a wrong setting or a bug: Event Grid shall come again.
 
     """
-    with span(source, parent=dict(event.extension_attrs), event_id=event.id, event_type=event.type):
-        try:
-            yield
-        except PermanentError as e:
-            log.warning("event.buried", event_id=event.id, source=source, reason=str(e))
-            await dead_letters.bury(source, str(event.id), f"{type(e).__name__}: {e}", _seen(event))
-        except TransientError as e:
-            log.info("event.postponed", event_id=event.id, source=source, reason=str(e))
-            raise RedeliverError(type(e).__name__) from None
-        except ConfigurationError as e:
-            log.error("event.blocked", event_id=event.id, source=source, reason=str(e))  # noqa: TRY400
-            raise RedeliverError("ConfigurationError") from None
-        except Exception:
-            log.exception("event.failed", event_id=event.id, source=source)
-            raise RedeliverError("unexpected trouble: the log has it") from None
+    try:
+        with span(source, parent=dict(event.extension_attrs), event_id=event.id, event_type=event.type):
+            try:
+                async with _buried(event, source, dead_letters):
+                    yield
+            except TransientError as e:
+                log.info("event.postponed", event_id=event.id, source=source, reason=str(e))
+                raise
+            except ConfigurationError as e:
+                log.error("event.blocked", event_id=event.id, source=source, reason=str(e))  # noqa: TRY400
+                raise
+            except Exception:
+                log.exception("event.failed", event_id=event.id, source=source)
+                raise
+    # Renamed outside the span, which must see what it was: trouble that passes is no error there.
+    except (TransientError, ConfigurationError) as e:
+        raise RedeliverError(type(e).__name__) from None
+    except Exception:  # noqa: BLE001 - logged above; its text must not get into the 500
+        raise RedeliverError("unexpected trouble: the log has it") from None
+
+
+@asynccontextmanager
+async def _buried(event: CloudEvent, source: str, dead_letters: DeadLetters) -> AsyncIterator[None]:
+    try:
+        yield
+    except PermanentError as e:
+        log.warning("event.buried", event_id=event.id, source=source, reason=str(e))
+        await dead_letters.bury(source, _storable(str(event.id)), f"{type(e).__name__}: {e}", _seen(event))
 
 
 def _seen(event: CloudEvent) -> dict[str, Any]:
@@ -100,10 +114,25 @@ def _seen(event: CloudEvent) -> dict[str, Any]:
         data = {"shortened": text[:LARGEST_PAYLOAD]}
     elif text != repr(data):
         data = {"redacted": text}
+    elif not _is_json(data):
+        data = {"unreadable": text}
     time = event.time
     return {
-        "type": str(event.type),
-        "subject": event.subject,
+        "type": _storable(str(event.type)),
+        "subject": _storable(str(event.subject)) if event.subject is not None else None,
         "time": format_instant(time) if isinstance(time, datetime) and time.tzinfo else None,
         "data": data,
     }
+
+
+def _is_json(data: object) -> bool:
+    # What Python reads as JSON may hold NaN or half a surrogate pair, which storage refuses.
+    try:
+        json.dumps(data, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _storable(text: str) -> str:
+    return redact(text.encode(errors="replace").decode())

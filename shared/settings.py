@@ -5,7 +5,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, SecretStr, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, NonNegativeInt, PositiveInt, SecretStr, ValidationError
 
 from shared.clock import MarketTime, parse_instant
 from shared.errors import ConfigurationError
@@ -42,7 +42,7 @@ class Settings(BaseModel):
 
     # providers, in order of preference
     market_providers: _Text = "alpha_vantage,finnhub"
-    market_data_delay_seconds: int = 900
+    market_data_delay_seconds: NonNegativeInt = 900
     alpha_vantage_url: _Text = "https://www.alphavantage.co"
     alpha_vantage_key: SecretStr
     alpha_vantage_plan: Plan = "free"
@@ -64,10 +64,10 @@ class Settings(BaseModel):
     content_sweep_schedule: _Text = "*/30 * * * * *"
 
     # how long a claimed delivery belongs to its instance; an attempt may take half of it
-    alerts_lease_seconds: int = 30
+    alerts_lease_seconds: PositiveInt = 30
 
     # how long the signals of a closed session may take to arrive before its digest is written
-    content_digest_settle_seconds: int = 60
+    content_digest_settle_seconds: NonNegativeInt = 60
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
@@ -98,7 +98,7 @@ class Settings(BaseModel):
         try:
             return parse_instant(self.live_from) if self.live_from else None
         except ValueError as e:
-            raise ConfigurationError(f"LIVE_FROM: {e}; write 2012-03-01T00:00:00Z") from e
+            raise ConfigurationError("LIVE_FROM is no instant with a zone: write 2012-03-01T00:00:00Z") from e
 
     @staticmethod
     def file(path: str) -> Path:

@@ -109,7 +109,11 @@ def _redact_every_record() -> None:
 
     def factory(*args: Any, **kwargs: Any) -> logging.LogRecord:  # noqa: ANN401 - as logging calls it
         record = make(*args, **kwargs)
-        text = record.getMessage()
+        try:
+            text = record.getMessage()
+        except Exception:  # noqa: BLE001 - a library's wrong log call must stay its own trouble
+            text = f"{record.msg} {record.args!r}"
+            record.msg, record.args = text, None
         safe = redact(text)
         if safe != text:
             record.msg, record.args = safe, None

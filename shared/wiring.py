@@ -119,7 +119,7 @@ def _providers(
 def _documents(url: str, wall: Clock) -> Documents:
     scheme, _, path = url.partition(":")
     if scheme != "sqlite" or not path:
-        raise ConfigurationError(f"DOCUMENTS_URL is {url!r}: write sqlite:FILE, such as sqlite:.troop/app.db")
+        raise ConfigurationError("DOCUMENTS_URL names no storage: write sqlite:FILE, such as sqlite:.troop/app.db")
     if path == ":memory:":
         return SQLiteDocuments(path, wall)
     return SQLiteDocuments(ROOT / path, wall)

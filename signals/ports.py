@@ -15,8 +15,8 @@ class Signals(Protocol):
     Raises RateLimitedError or UnavailableError when storage does.
     """
 
-    async def keep(self, signal: Signal) -> Document | None:
-        """Store a signal, or find it stored; returns its document while it still owes its event, else None."""
+    async def keep(self, signal: Signal) -> tuple[Signal, Document] | None:
+        """Store a signal, or find it stored; returns what is stored while it still owes its event, else None."""
         ...
 
     async def told(self, document: Document) -> None:

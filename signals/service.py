@@ -58,16 +58,14 @@ class SignalService:
             return
         with span("signals.evaluate", symbol=series.symbol, bars=len(columns) - first):
             found, states = await self._find(series, columns, first, watchers)
-        await self._tell([s for s in found if s.origin is Origin.LIVE], found)
+        await self._tell([pair for signal in found if (pair := await self.signals.keep(signal))])
         await self._advance(series, instant_of(columns.closed[-1]), states)
 
     async def sweep(self) -> int:
         """Tell of signals whose event is still owed; returns how many."""
         untold = await self.signals.untold(self.wall.now())
+        await self._tell(untold)
         if untold:
-            await self.publisher.publish([_event(signal) for signal, _ in untold])
-            for _, document in untold:
-                await self.signals.told(document)
             log.info("signals.told_late", count=len(untold))
         return len(untold)
 
@@ -118,13 +116,11 @@ class SignalService:
             recorded_at=self.wall.now(),
         )
 
-    async def _tell(self, live: Sequence[Signal], found: Sequence[Signal]) -> None:
-        """Store what was found, publish what is live and still owes its event, and write that down."""
-        owing = {s.signal_id: document for s in found if (document := await self.signals.keep(s)) is not None}
-        events = [_event(s) for s in live if s.signal_id in owing]
-        if events:
-            await self.publisher.publish(events)
-        for document in owing.values():
+    async def _tell(self, owing: Sequence[tuple[Signal, Document]]) -> None:
+        """Publish stored signals that owe their event, and write that down."""
+        if owing:
+            await self.publisher.publish([_event(signal) for signal, _ in owing])
+        for _, document in owing:
             await self.signals.told(document)
 
     async def _advance(self, series: Series, through: datetime, states: dict[str, Any]) -> None:

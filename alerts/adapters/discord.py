@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Self
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import SecretStr
 
@@ -28,13 +28,20 @@ from shared.errors import (
     RecipientGoneError,
     RefusedError,
     StaleError,
+    TroopError,
 )
 from shared.http_client import Answer, HttpClient
+from shared.telemetry import get_logger
 
-TITLE, DESCRIPTION, FIELD_VALUE, FOOTER = 256, 4096, 1024, 2048
+log = get_logger(__name__)
+
+TITLE, DESCRIPTION, FIELD_VALUE, FOOTER = 256, 4096, 256, 512
+"""Within Discord's limits of each, and so that the sum of an embed stays below its limit of 6,000."""
+LONGEST_WAIT = timedelta(days=1)
 COLOURS = {"long": 0x2E9E5B, "short": 0xC0392B}
 CONTAINER = "system"
 _PATH = re.compile(r"(?P<base>.*)/api/(?:v\d+/)?webhooks/(?P<id>\d{17,20})/(?P<token>[A-Za-z0-9_-]{20,128})")
+_BREAK = "\u200b"
 _MARKDOWN = re.compile(r"([\\*_~`|>\[\]()#])")
 
 
@@ -55,10 +62,9 @@ class Webhook:
             ConfigurationError: it has another form; the message never shows it.
 
         """
-        parts = urlsplit(url)
-        found = _PATH.fullmatch(parts.path)
-        local = parts.hostname in ("127.0.0.1", "localhost")
-        if found is None or parts.query or parts.username or not (parts.scheme == "https" or local):
+        parts = _split(url)
+        found = _PATH.fullmatch(parts.path) if parts else None
+        if parts is None or found is None:
             raise ConfigurationError(
                 "DISCORD_WEBHOOK_URL must have the form https://discord.com/api/webhooks/ID/TOKEN; copy it again"
             )
@@ -94,7 +100,11 @@ class DiscordChannel:
             content=json.dumps(message_of(alert)).encode(),
             url_is_secret=True,
         )
-        await self._learn(answer)
+        try:
+            await self._learn(answer)
+        except TroopError as e:
+            # What the service took, it took: trouble of our own storage must not look like its refusal.
+            log.warning("bucket.not_kept", channel=self.name, reason=str(e))
         return _classify(answer)
 
     async def _wait_asked(self) -> None:
@@ -139,8 +149,8 @@ def message_of(alert: Alert) -> dict[str, Any]:
                 "color": COLOURS.get(alert.direction, 0x7F8C8D),
                 "timestamp": format_instant(alert.occurred_at),
                 "fields": [
-                    {"name": "Entry", "value": plain(alert.entry, FIELD_VALUE), "inline": True},
-                    {"name": "Interval", "value": plain(alert.interval, FIELD_VALUE), "inline": True},
+                    {"name": "Entry", "value": _filled(alert.entry), "inline": True},
+                    {"name": "Interval", "value": _filled(alert.interval), "inline": True},
                 ],
                 "footer": {"text": f"alert {alert.alert_id} · information, not advice"[:FOOTER]},
             }
@@ -150,17 +160,33 @@ def message_of(alert: Alert) -> dict[str, Any]:
 
 
 def plain(text: str, most: int) -> str:
-    """Text that Discord shows as it is: markdown escaped, mentions broken, cut to *most* UTF-16 units."""
-    safe = _MARKDOWN.sub(r"\\\1", text).replace("@", "@\u200b").replace("<", "<\u200b")
-    if _units(safe) <= most:
-        return safe
-    while _units(safe) > most - 1:
-        safe = safe[:-1]
-    return safe.rstrip("\\") + "…"
+    """Text that Discord shows as it is: markdown escaped, mentions and links broken, cut to *most* UTF-16 units."""
+    safe = _MARKDOWN.sub(r"\\\1", text)
+    for token in ("@", "<", ":/"):
+        safe = safe.replace(token, f"{token[0]}{_BREAK}{token[1:]}")
+    units = safe.encode("utf-16-le", errors="replace")
+    if len(units) <= most * 2:
+        return units.decode("utf-16-le")
+    # A character of two units that is cut in half is dropped, and so is an escape without what it escaped.
+    return units[: (most - 1) * 2].decode("utf-16-le", errors="ignore").rstrip("\\") + "…"
 
 
-def _units(text: str) -> int:
-    return len(text.encode("utf-16-le")) // 2
+def _filled(text: str) -> str:
+    """The value of a field: Discord refuses an empty one."""
+    return plain(text, FIELD_VALUE).strip() or "-"
+
+
+def _split(url: str) -> SplitResult | None:
+    """The parts of an address that may be a webhook's: https or this machine, and nothing that a webhook lacks."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return None
+    is_local = parts.hostname in ("127.0.0.1", "localhost")
+    if parts.scheme not in ("https", "http") or (parts.scheme == "http" and not is_local):
+        return None
+    return None if parts.query or parts.fragment or "@" in parts.netloc else parts
 
 
 def _wait_of(answer: Answer) -> timedelta | None:
@@ -196,7 +222,7 @@ def _classify(answer: Answer) -> str | None:
 def _json(answer: Answer) -> Mapping[str, Any]:
     try:
         body = json.loads(answer.body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return body if isinstance(body, dict) else {}
 
@@ -204,6 +230,6 @@ def _json(answer: Answer) -> Mapping[str, Any]:
 def _number(value: object) -> float | None:
     try:
         number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
-    return number if 0 <= number < 86_400 else None
+    return min(number, LONGEST_WAIT.total_seconds()) if number >= 0 else None

@@ -24,6 +24,7 @@ TARGET = "alert"
 VERSION = "2022-06-01"
 TOKEN_LIFE = timedelta(hours=1)
 CALL_LIFE = timedelta(minutes=5)
+LONGEST_WAIT = timedelta(days=1)
 MEMBERSHIP = timedelta(days=1)
 """How long a user stays in a group without negotiating again."""
 
@@ -47,14 +48,15 @@ class Service:
         """
         pairs = (part.split("=", 1) for part in connection_string.split(";") if "=" in part)
         parts = {name.strip().lower(): value.strip() for name, value in pairs}
-        endpoint = parts.get("endpoint", "").rstrip("/")
-        if not endpoint.startswith(("http://", "https://")) or not parts.get("accesskey"):
+        endpoint, port = parts.get("endpoint", "").rstrip("/"), parts.get("port", "")
+        is_address = endpoint.startswith(("http://", "https://")) and (not port or _is_port(port))
+        if not is_address or not parts.get("accesskey"):
             raise ConfigurationError(
                 "AZURE_SIGNALR_CONNECTION_STRING must have the form "
-                "Endpoint=https://NAME.service.signalr.net;AccessKey=KEY;Version=1.0;"
+                "Endpoint=https://NAME.service.signalr.net;AccessKey=KEY;Version=1.0; with an optional Port=1 to 65535;"
             )
-        if parts.get("port"):
-            endpoint = f"{endpoint}:{parts['port']}"
+        if port:
+            endpoint = f"{endpoint}:{port}"
         client = parts.get("clientendpoint", "").rstrip("/") or endpoint
         return cls(endpoint=endpoint, client_endpoint=client, access_key=SecretStr(parts["accesskey"]))
 
@@ -83,12 +85,12 @@ class SignalRChannel:
         import jwt
 
         try:
-            # Expiry is not asked: whoever held this token is still the same guest.
+            # Its times are not asked: whoever held this token is still the same guest.
             claims = jwt.decode(
                 token,
                 self._service.access_key.get_secret_value(),
                 algorithms=["HS256"],
-                options={"verify_exp": False, "verify_aud": False},
+                options={"verify_exp": False, "verify_nbf": False, "verify_iat": False, "verify_aud": False},
             )
         except jwt.InvalidTokenError:
             return None
@@ -131,12 +133,23 @@ def _check(answer: Answer) -> None:
                 f"SignalR refused our key ({answer.status}): check AZURE_SIGNALR_CONNECTION_STRING"
             )
         case 429:
-            wait = answer.headers.get("retry-after", "")
-            retry_after = timedelta(seconds=float(wait)) if wait.isdigit() else None
-            raise RateLimitedError("SignalR asked us to slow down", retry_after=retry_after)
+            raise RateLimitedError("SignalR asked us to slow down", retry_after=_wait_of(answer))
         case 503:
             raise UnavailableError("SignalR answered 503")
         case status if status >= 500:
             raise OutcomeUnknownError(f"SignalR answered {status}")
         case status:
             raise RefusedError(f"SignalR refused the call ({status})")
+
+
+def _wait_of(answer: Answer) -> timedelta | None:
+    """How long the service asks us to wait; None when it does not say so in seconds."""
+    try:
+        seconds = float(answer.headers.get("retry-after", ""))
+    except ValueError:
+        return None
+    return timedelta(seconds=min(seconds, LONGEST_WAIT.total_seconds())) if seconds >= 0 else None
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= 65_535

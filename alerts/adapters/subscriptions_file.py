@@ -17,15 +17,20 @@ def read_subscriptions(path: Path, channels: Collection[str]) -> list[Subscripti
     Read every subscription; *channels* are the ones that exist.
 
     Raises:
-        ConfigurationError: names the file, the subscription and what to write instead.
+        ConfigurationError: names the file, the subscription, the field and what to write instead.
 
     """
     try:
-        tables = tomllib.loads(path.read_text()).get("subscription", [])
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as e:
         raise ConfigurationError(f"SUBSCRIPTIONS_FILE: {path} cannot be read: {e.strerror}") from e
-    except tomllib.TOMLDecodeError as e:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise ConfigurationError(f"{path}: {e}") from e
+    tables = found.pop("subscription", [])
+    if found:
+        raise ConfigurationError(f"{path}: {', '.join(sorted(found))} is nothing we know; write [[subscription]]")
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise ConfigurationError(f"{path}: subscription must be a list of tables; write [[subscription]]")
     return [_subscription(t, f"{path}: subscription {n}", channels) for n, t in enumerate(tables, 1)]
 
 
@@ -36,21 +41,49 @@ def _subscription(table: Mapping[str, Any], where: str, channels: Collection[str
     subscriber = table.get("subscriber")
     if not isinstance(subscriber, str) or not subscriber:
         raise ConfigurationError(f"{where}: subscriber must be a name")
-    wanted = tuple(table.get("channels", ()))
-    strangers = [str(c) for c in wanted if c not in channels]
-    if strangers or not wanted:
-        raise ConfigurationError(
-            f"{where}: channels {', '.join(strangers) or 'are missing'}; choose from {', '.join(sorted(channels))}"
-        )
+    symbols = _names(table, "symbols", where)
+    entries = _names(table, "entries", where)
     try:
-        symbols, entries = table.get("symbols", "all"), table.get("entries", "all")
         return Subscription(
             subscriber=subscriber,
-            channels=wanted,
-            symbols=None if symbols == "all" else frozenset(symbol_of(s) for s in symbols),
-            entries=None if entries == "all" else frozenset(map(str, entries)),
-            min_strength=float(table.get("min_strength", 0.0)),
-            severity=Severity(table.get("severity", "info")),
+            channels=_channels(table.get("channels"), where, channels),
+            symbols=None if symbols is None else frozenset(map(symbol_of, symbols)),
+            entries=None if entries is None else frozenset(entries),
+            min_strength=_strength(table.get("min_strength", 0.0), where),
+            severity=_severity(table.get("severity", "info"), where),
         )
-    except (InvalidPayloadError, TypeError, ValueError, AttributeError) as e:
-        raise ConfigurationError(f"{where}: {e}") from e
+    except InvalidPayloadError as e:
+        raise ConfigurationError(f"{where}: symbols: {e}") from e
+
+
+def _channels(value: object, where: str, known: Collection[str]) -> tuple[str, ...]:
+    choices = f"choose from {', '.join(sorted(known))}"
+    if not isinstance(value, list) or not value:
+        raise ConfigurationError(f"{where}: channels must be a list; {choices}")
+    strangers = [str(c) for c in value if c not in known]
+    if strangers:
+        raise ConfigurationError(f"{where}: channels {', '.join(strangers)} do not exist; {choices}")
+    return tuple(value)
+
+
+def _names(table: Mapping[str, Any], field: str, where: str) -> list[str] | None:
+    """A list of names; None for all."""
+    value = table.get(field, "all")
+    if value == "all":
+        return None
+    if not isinstance(value, list) or not value or not all(isinstance(name, str) for name in value):
+        raise ConfigurationError(f'{where}: {field} must be "all" or a list of names')
+    return value
+
+
+def _strength(value: object, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ConfigurationError(f"{where}: min_strength must be a number from 0 to 1, not {value!r}")
+    return float(value)
+
+
+def _severity(value: object, where: str) -> Severity:
+    try:
+        return Severity(str(value))
+    except ValueError:
+        raise ConfigurationError(f"{where}: severity must be one of {', '.join(Severity)}, not {value!r}") from None

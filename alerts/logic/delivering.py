@@ -35,15 +35,15 @@ def next_step(delivery: Delivery, now: datetime) -> Step:
     Decide from what is stored.
 
     A SENDING whose lease ran out belonged to a process that died or froze: whether the service took it is
-    unknown. It is sent again where a repetition does not show, or where silence would be worse (critical);
-    otherwise it ends as UNKNOWN.
+    unknown. It is sent again where a repetition does not show, or where silence would be worse (critical), but
+    not for ever: what kills every process that sends it would never end. Otherwise it ends as UNKNOWN.
     """
     if delivery.state in FINAL:
         return Step.NOTHING
     if delivery.state is State.SENDING:
         if delivery.due_at is None or delivery.due_at > now:
             return Step.WAIT
-        return Step.SEND if may_repeat(delivery) else Step.GIVE_UP_KNOWING
+        return Step.SEND if may_repeat(delivery) and delivery.attempts < MOST_ATTEMPTS else Step.GIVE_UP_KNOWING
     if delivery.state is State.RETRY_AT and delivery.due_at is not None and delivery.due_at > now:
         return Step.WAIT
     return Step.SEND
@@ -56,7 +56,7 @@ def may_repeat(delivery: Delivery) -> bool:
 
 def claimed(delivery: Delivery, token: str, *, until: datetime) -> Delivery:
     """Ours until the lease runs out; the reason tells a reader when it may be a repetition."""
-    again = delivery.state is State.SENDING or delivery.reason == _POSSIBLE_REPEAT
+    again = delivery.state is State.SENDING or _is_repeat(delivery)
     return replace(
         delivery,
         state=State.SENDING,
@@ -69,7 +69,7 @@ def claimed(delivery: Delivery, token: str, *, until: datetime) -> Delivery:
 
 def sent(delivery: Delivery, provider_id: str | None, *, now: datetime) -> Delivery:
     """The service took it."""
-    reason = _POSSIBLE_REPEAT if delivery.reason == _POSSIBLE_REPEAT else None
+    reason = _POSSIBLE_REPEAT if _is_repeat(delivery) else None
     return replace(delivery, state=State.SENT, sent_at=now, provider_id=provider_id, reason=reason, due_at=None)
 
 
@@ -80,7 +80,7 @@ def unknown(delivery: Delivery, reason: str) -> Delivery:
 
 def failed(delivery: Delivery, error: Exception, *, now: datetime) -> Delivery:
     """What a failed attempt leads to."""
-    reason = f"{type(error).__name__}: {error}"
+    reason = _carried(delivery, f"{type(error).__name__}: {error}")
     match error:
         case OutcomeUnknownError() if may_repeat(delivery) and delivery.attempts < MOST_ATTEMPTS:
             return _again(delivery, _POSSIBLE_REPEAT, now + backoff(delivery.attempts))
@@ -97,7 +97,8 @@ def failed(delivery: Delivery, error: Exception, *, now: datetime) -> Delivery:
         case TransientError() | PermanentError() | ConfigurationError():
             return replace(delivery, state=State.DEAD, reason=reason, due_at=None)
         case _:
-            return unknown(delivery, f"unexpected trouble ({type(error).__name__}): the log has it")
+            trouble = f"unexpected trouble ({type(error).__name__}): the log has it"
+            return unknown(delivery, _carried(delivery, trouble))
 
 
 def backoff(attempts: int) -> timedelta:
@@ -107,6 +108,15 @@ def backoff(attempts: int) -> timedelta:
 
 
 _POSSIBLE_REPEAT = "possible repeat: an earlier attempt ended without an answer"
+
+
+def _is_repeat(delivery: Delivery) -> bool:
+    return delivery.reason is not None and delivery.reason.startswith(_POSSIBLE_REPEAT)
+
+
+def _carried(delivery: Delivery, reason: str) -> str:
+    """The reason of a failure; once a delivery may have been sent, every later reason says so too."""
+    return f"{_POSSIBLE_REPEAT}; {reason}" if _is_repeat(delivery) else reason
 
 
 def _again(delivery: Delivery, reason: str, at: datetime) -> Delivery:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import UTC, datetime
 
 from alerts.models import Alert, Severity, alert_id
 from signals.events import SignalRaised
@@ -21,10 +21,9 @@ _BAR = {"1d": "daily", "1h": "hourly", "1m": "one-minute"}
 def word(signal: SignalRaised, subscriber: str, severity: Severity, *, now: datetime) -> Alert:
     """Word a signal for a subscriber."""
     close = price(signal.reference_price)
-    strategy = signal.strategy.split("@", 1)[0]
-    why = _WHY.get((strategy, signal.direction), f"{strategy} saw its pattern").format(**signal.params)
     bar = _BAR.get(signal.interval, signal.interval)
-    when = f"{signal.occurred_at:%Y-%m-%d}" if signal.interval == "1d" else f"{signal.occurred_at:%Y-%m-%d %H:%M} UTC"
+    closed_at = signal.occurred_at.astimezone(UTC)
+    when = f"{closed_at:%Y-%m-%d}" if signal.interval == "1d" else f"{closed_at:%Y-%m-%d %H:%M} UTC"
     return Alert(
         alert_id=alert_id(signal.signal_id, subscriber),
         signal_id=signal.signal_id,
@@ -38,10 +37,19 @@ def word(signal: SignalRaised, subscriber: str, severity: Severity, *, now: date
         severity=severity,
         reference_price=signal.reference_price,
         title=f"{signal.symbol}: {signal.direction} at {close}",
-        text=f"On the {bar} bar of {when}, {why}. Close {close}, strength {signal.strength:.0%}.",
-        occurred_at=signal.occurred_at,
+        text=f"On the {bar} bar of {when}, {_why(signal)}. Close {close}, strength {signal.strength:.0%}.",
+        occurred_at=closed_at,
         recorded_at=now,
     )
+
+
+def _why(signal: SignalRaised) -> str:
+    """What the strategy saw; in general words where we do not know it, or not with these parameters."""
+    strategy = signal.strategy.split("@", 1)[0]
+    try:
+        return _WHY[strategy, signal.direction].format(**signal.params)
+    except KeyError:
+        return f"{strategy} saw its pattern"
 
 
 def price(value: float) -> str:

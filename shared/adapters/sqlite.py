@@ -173,8 +173,11 @@ class SQLiteDocuments:
         id_, partition, sort, due_at, expires_at, schema, _, body = _values(document, etag)
         written = db.execute(
             "UPDATE documents SET sort=?, due_at=?, expires_at=?, schema=?, etag=?, body=? "
-            "WHERE container=? AND partition=? AND id=? AND etag=?",
-            (sort, due_at, expires_at, schema, etag, body, container, partition, id_, document.etag),
+            f"WHERE container=? AND partition=? AND id=? AND etag=? AND {_ALIVE}",
+            (
+                *(sort, due_at, expires_at, schema, etag, body),
+                *(container, partition, id_, document.etag, sortable(self._wall.now())),
+            ),
         )
         if written.rowcount == 0:
             raise self._lost(db, container, document)
@@ -182,19 +185,18 @@ class SQLiteDocuments:
 
     def _delete(self, db: sqlite3.Connection, container: str, document: Document) -> Document:
         written = db.execute(
-            "DELETE FROM documents WHERE container=? AND partition=? AND id=? AND etag=?",
-            (container, document.partition, document.id, document.etag),
+            f"DELETE FROM documents WHERE container=? AND partition=? AND id=? AND etag=? AND {_ALIVE}",
+            (container, document.partition, document.id, document.etag, sortable(self._wall.now())),
         )
         if written.rowcount == 0:
             raise self._lost(db, container, document)
         return document
 
-    @staticmethod
-    def _lost(db: sqlite3.Connection, container: str, document: Document) -> Exception:
+    def _lost(self, db: sqlite3.Connection, container: str, document: Document) -> Exception:
         name = f"{container}/{document.partition}/{document.id}"
         found = db.execute(
-            "SELECT 1 FROM documents WHERE container=? AND partition=? AND id=?",
-            (container, document.partition, document.id),
+            f"SELECT 1 FROM documents WHERE container=? AND partition=? AND id=? AND {_ALIVE}",
+            (container, document.partition, document.id, sortable(self._wall.now())),
         ).fetchone()
         return StaleError(f"{name} was written by somebody else") if found else NotFoundError(f"no {name}")
 
@@ -223,6 +225,7 @@ class SQLiteDocuments:
         return self._connection
 
     def _connect(self) -> sqlite3.Connection:
+        self._make_folder()
         db = sqlite3.connect(self._path, timeout=0, isolation_level=None, check_same_thread=False)
         try:
             if db.execute("PRAGMA user_version").fetchone()[0] == SCHEMA:
@@ -246,14 +249,22 @@ class SQLiteDocuments:
             raise
         return db
 
+    def _make_folder(self) -> None:
+        if self._path == ":memory:":
+            return
+        try:
+            Path(self._path).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise ConfigurationError(f"the folder of {self._path} cannot be made ({e.strerror}): give another") from e
+
     def _trouble(self, e: sqlite3.DatabaseError) -> Exception:
         text = str(e)
         if "not a database" in text or "malformed" in text or "corrupt" in text:
             return ConfigurationError(
                 f"{self._path} is damaged ({text}): move it away and start again, or put a backup in its place"
             )
-        if "unable to open" in text:
-            return ConfigurationError(f"{self._path} cannot be opened: check that its folder exists and is writable")
+        if "unable to open" in text or "readonly" in text:
+            return ConfigurationError(f"{self._path} cannot be written: check who may write the file and its folder")
         return UnavailableError(f"{self._path}: {text}")
 
 
@@ -264,6 +275,7 @@ def _is_busy(e: sqlite3.OperationalError) -> bool:
 def _values(document: Document, etag: str) -> tuple[str, str, str, str | None, str | None, int, str, str]:
     try:
         body = json.dumps(document.body, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        f"{document.id}{document.partition}{document.sort}{body}".encode()  # half a surrogate pair is no text
     except (TypeError, ValueError) as e:
         raise InvalidPayloadError(f"{document.partition}/{document.id}: the body is no JSON: {e}") from e
     due_at = sortable(document.due_at) if document.due_at else None

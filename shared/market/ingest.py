@@ -136,10 +136,13 @@ class Ingest:
         log.info("watchlist.applied", count=len(wanted))
 
     async def _want_quote(self, symbol: str, now: datetime) -> None:
-        try:
-            await self.quotes.put(WantedQuote(symbol=symbol, due_at=now))
-        except ConflictError:
+        known = await self.quotes.get(symbol)
+        if known and known.due_at:
             return
+        try:
+            await self.quotes.put(replace(known or WantedQuote(symbol=symbol), due_at=now))
+        except (ConflictError, StaleError):
+            return  # somebody else began to want it, or a reader noted interest: the next chance is the next watch
 
     async def _slot(self, series: Series) -> None:
         with span("series.ingest", symbol=series.symbol, interval=series.interval):

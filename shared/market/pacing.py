@@ -6,9 +6,12 @@ from datetime import datetime, timedelta
 from shared.market.registry import Window
 
 SPACED = timedelta(minutes=1)
-"""Windows up to this long are kept by spacing calls evenly; longer ones are counted from their first use."""
+"""Windows up to this long are kept by spacing calls evenly; for longer ones the last calls are remembered."""
 GUARD = 1.05
 """Calls travel with jitter: spacing them a little wider keeps two from meeting in one of the provider's windows."""
+
+LATE = timedelta(seconds=1)
+"""For the same reason a long window is taken to last a little longer."""
 
 
 def spacing(windows: Sequence[Window]) -> timedelta:
@@ -17,28 +20,21 @@ def spacing(windows: Sequence[Window]) -> timedelta:
     return max(short, default=timedelta()) * GUARD
 
 
-def next_permit(
-    windows: Sequence[Window],
-    *,
-    now: datetime,
-    last: datetime | None,
-    opened_at: datetime | None,
-    used: int,
-) -> tuple[datetime, datetime, int]:
-    """
-    Reserve the instant of one more call: (instant, when the long window opened, calls used in it).
+def remembered(windows: Sequence[Window]) -> int:
+    """How many of the instants reserved last must be known to keep every window."""
+    return max((w.amount for w in windows if w.span > SPACED), default=1)
 
-    *last* is the instant reserved before; *opened_at* and *used* tell about the long window (rolling from its
-    first use, which is what a provider that does not document its reset allows us to assume).
+
+def next_permit(windows: Sequence[Window], *, now: datetime, recent: Sequence[datetime]) -> datetime:
     """
-    instant = now if last is None else max(now, last + spacing(windows))
-    long = [w for w in windows if w.span > SPACED]
-    if not long:
-        return instant, opened_at or instant, used + 1
-    window = min(long, key=lambda w: w.amount)
-    if opened_at is None or instant >= opened_at + window.span:
-        return instant, instant, 1
-    if used < window.amount:
-        return instant, opened_at, used + 1
-    fresh = opened_at + window.span
-    return fresh, fresh, 1
+    Say when one more call may leave; *recent* are the instants reserved last, oldest first.
+
+    Long windows roll: a provider that does not document when its day begins may let it begin at any call.
+    """
+    instant = now
+    if recent:
+        instant = max(instant, recent[-1] + spacing(windows))
+    for window in windows:
+        if window.span > SPACED and len(recent) >= window.amount:
+            instant = max(instant, recent[-window.amount] + window.span + LATE)
+    return instant

@@ -171,9 +171,12 @@ class Bars:
 
     async def newest(self, key: str, revision: int) -> BarPage | None:
         """The page that is still being filled."""
-        for document in await self._documents.page(BARS, key, newest_first=True, limit=4):
-            if document.body["revision"] == revision:
-                return _page(document)
+        after: str | None = None
+        while documents := await self._documents.page(BARS, key, after=after, newest_first=True, limit=4):
+            for document in documents:
+                if document.body["revision"] == revision:
+                    return _page(document)
+            after = documents[-1].sort
         return None
 
     async def append(self, key: str, interval: Interval, revision: int, bars: Sequence[Bar]) -> None:

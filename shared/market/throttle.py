@@ -8,7 +8,7 @@ from typing import Any
 from shared.clock import Clock, format_instant, parse_instant
 from shared.documents import Document, Documents, sort_key
 from shared.errors import ConflictError, NotFoundError, RateLimitedError, StaleError
-from shared.market.pacing import next_permit
+from shared.market.pacing import next_permit, remembered
 from shared.market.registry import Window
 
 CONTAINER = "quota"
@@ -32,9 +32,10 @@ class Throttle:
 
     async def permit(self, *, patience: timedelta = PATIENCE) -> None:
         """Wait for the next free instant, at most *patience*."""
-        if not self._windows:
-            return
         now = self._wall.now()
+        if not self._windows:
+            await self._unless_blocked(now + patience)
+            return
         async with self._one_at_a_time:  # twins in this process would only collide on the etag
             instant = await self._reserve(now + patience)
         wait = (instant - self._wall.now()).total_seconds()
@@ -53,24 +54,34 @@ class Throttle:
                 continue
             return
 
+    async def _unless_blocked(self, latest: datetime) -> None:
+        """Where nothing is counted only a refusal can hold a call back; nothing is written."""
+        try:
+            document = await self._documents.read(CONTAINER, self._provider, "throttle")
+        except NotFoundError:
+            return
+        blocked = _instant(document.body["blocked_until"])
+        if blocked and blocked > self._wall.now():
+            self._must_be_near(blocked, latest)
+            await asyncio.sleep((blocked - self._wall.now()).total_seconds())
+
+    def _must_be_near(self, instant: datetime, latest: datetime) -> None:
+        if instant > latest:
+            raise RateLimitedError(
+                f"{self._provider}: our quota is spent for now", retry_after=instant - self._wall.now()
+            )
+
     async def _reserve(self, latest: datetime) -> datetime:
         while True:
             document = await self._read()
             b: dict[str, Any] = dict(document.body)
             blocked = _instant(b["blocked_until"])
             now = max(self._wall.now(), blocked) if blocked else self._wall.now()
-            instant, opened_at, used = next_permit(
-                self._windows, now=now, last=_instant(b["last"]), opened_at=_instant(b["opened_at"]), used=b["used"]
-            )
-            if instant > latest:
-                wait = instant - self._wall.now()
-                raise RateLimitedError(f"{self._provider}: our quota is spent for now", retry_after=wait)
-            b |= {
-                "last": format_instant(instant),
-                "opened_at": format_instant(opened_at),
-                "used": used,
-                "calls": b["calls"] + 1,
-            }
+            recent = [parse_instant(text) for text in b["recent"]]
+            instant = next_permit(self._windows, now=now, recent=recent)
+            self._must_be_near(instant, latest)
+            kept = [*recent, instant][-remembered(self._windows) :]
+            b |= {"recent": [format_instant(at) for at in kept], "calls": b["calls"] + 1}
             try:
                 await self._documents.replace(CONTAINER, document.with_body(b))
             except StaleError:
@@ -81,7 +92,7 @@ class Throttle:
         try:
             return await self._documents.read(CONTAINER, self._provider, "throttle")
         except NotFoundError:
-            body = {"last": None, "opened_at": None, "used": 0, "calls": 0, "refusals": 0, "blocked_until": None}
+            body = {"recent": [], "calls": 0, "refusals": 0, "blocked_until": None}
             sort = sort_key(self._wall.now(), self._provider)
             document = Document(id="throttle", partition=self._provider, sort=sort, body=body)
             try:

@@ -21,7 +21,7 @@ class SignalDocuments:
     def __init__(self, documents: Documents) -> None:
         self._documents = documents
 
-    async def keep(self, signal: Signal) -> Document | None:
+    async def keep(self, signal: Signal) -> tuple[Signal, Document] | None:
         due_at = signal.recorded_at + GRACE if signal.origin is Origin.LIVE else None
         document = Document(
             id=signal.signal_id,
@@ -34,7 +34,7 @@ class SignalDocuments:
             stored = await self._documents.create(CONTAINER, document)
         except ConflictError:
             stored = await self._documents.read(CONTAINER, signal.symbol, signal.signal_id)
-        return stored if stored.due_at else None
+        return (signal_of(stored), stored) if stored.due_at else None
 
     async def told(self, document: Document) -> None:
         try:

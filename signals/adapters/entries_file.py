@@ -12,6 +12,8 @@ from shared.market.models import interval_of, symbol_of
 from signals.logic.strategies import STRATEGIES
 from signals.models import Entry
 
+FIELDS = ("name", "strategy", "interval", "symbols", "params")
+
 
 def read_entries(path: Path) -> list[Entry]:
     """
@@ -22,23 +24,29 @@ def read_entries(path: Path) -> list[Entry]:
 
     """
     try:
-        tables = tomllib.loads(path.read_text()).get("entry", [])
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as e:
         raise ConfigurationError(f"ENTRIES_FILE: {path} cannot be read: {e.strerror}") from e
-    except tomllib.TOMLDecodeError as e:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise ConfigurationError(f"{path}: {e}") from e
+    tables = content.pop("entry", [])
+    if content or not isinstance(tables, list):
+        wrong = ", ".join(sorted(content)) or "[entry]"
+        raise ConfigurationError(f"{path}: {wrong} is not known here; begin each entry with a line [[entry]]")
     entries = [_entry(table, f"{path}: entry {number}") for number, table in enumerate(tables, 1)]
     names = [entry.name for entry in entries]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ConfigurationError(f"{path}: {', '.join(twice)} is named twice; every entry needs a name of its own")
+        raise ConfigurationError(f"{path}: name {', '.join(twice)} is there twice; every entry needs one of its own")
     return entries
 
 
-def _entry(table: Mapping[str, Any], where: str) -> Entry:
-    unknown = sorted(set(table) - {"name", "strategy", "interval", "symbols", "params"})
+def _entry(table: object, where: str) -> Entry:
+    if not isinstance(table, Mapping):
+        raise ConfigurationError(f"{where}: {table!r} is no table; begin each entry with a line [[entry]]")
+    unknown = sorted(set(table) - set(FIELDS))
     if unknown:
-        raise ConfigurationError(f"{where}: {', '.join(unknown)} is no field of an entry")
+        raise ConfigurationError(f"{where}: {', '.join(unknown)} is no field of an entry; use {', '.join(FIELDS)}")
     name, kind = table.get("name"), table.get("strategy")
     if not isinstance(name, str) or not name or "|" in name:
         raise ConfigurationError(f"{where}: name must be a text without |")
@@ -48,21 +56,31 @@ def _entry(table: Mapping[str, Any], where: str) -> Entry:
     strategy = STRATEGIES[kind]
     try:
         params = strategy.params.model_validate(table.get("params", {}))
-        interval = interval_of(str(table.get("interval", "1d")))
-        symbols = table.get("symbols", "all")
-        chosen = None if symbols == "all" else frozenset(symbol_of(symbol) for symbol in symbols)
     except ValidationError as e:
         error = e.errors(include_url=False)[0]
-        field = ".".join(map(str, error["loc"])) or "params"
+        field = ".".join(["params", *map(str, error["loc"])])
         raise ConfigurationError(f"{where}: {field}: {error['msg']}") from None
-    except (InvalidPayloadError, TypeError, AttributeError) as e:
-        raise ConfigurationError(f"{where}: {e}") from e
+    try:
+        interval = interval_of(str(table.get("interval", "1d")))
+    except InvalidPayloadError as e:
+        raise ConfigurationError(f"{where}: interval: {e}") from e
     return Entry(
         name=name,
         strategy=kind,
         version=strategy.version,
         params=params.model_dump(),
         interval=interval,
-        symbols=chosen,
+        symbols=_symbols(table.get("symbols", "all"), where),
         lookback=strategy.lookback(params),
     )
+
+
+def _symbols(given: Any, where: str) -> frozenset[str] | None:  # noqa: ANN401 - whatever the file holds
+    if given == "all":
+        return None
+    if not isinstance(given, list) or not given or not all(isinstance(symbol, str) for symbol in given):
+        raise ConfigurationError(f'{where}: symbols is {given!r}; write "all" or a list such as ["AAPL", "MSFT"]')
+    try:
+        return frozenset(symbol_of(symbol) for symbol in given)
+    except InvalidPayloadError as e:
+        raise ConfigurationError(f"{where}: symbols: {e}") from e

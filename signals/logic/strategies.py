@@ -2,8 +2,9 @@
 The strategies: pure functions over arrays, each with its parameters, its version and its lookback.
 
 A strategy looks at windows and marks the bars on which it has an opinion. Its ``lookback`` is how many bars it
-must see to decide about the last of them: older ones change its indicators by less than 1e-12. Comparisons use
-a relative tolerance of 1e-9, so that the same bars give the same opinion however much history came with them.
+must see to decide about the last of them: older ones change its indicators by less than 1e-12 of their value.
+Comparisons use a relative tolerance of 1e-9, so that the same bars give the same opinion however much history
+came with them.
 """
 
 import math
@@ -23,8 +24,14 @@ if TYPE_CHECKING:
     type Floats = NDArray[np.float64]
 
 TOLERANCE = 1e-9
-FORGOTTEN = 1e-14
-"""Weight of the oldest bar at which an exponentially smoothed value counts as settled."""
+FORGOTTEN = 1e-18
+"""
+Weight of the oldest bar at which an exponentially smoothed value counts as settled.
+
+Far below 1e-12, because a wild past weighs more: its moves may have been a hundred thousand times today's.
+"""
+AT_ONCE = 1 << 18
+"""Numbers in the largest block of windows that is computed at once."""
 DIGITS = 9
 """Significant digits of stored features."""
 
@@ -112,16 +119,19 @@ def mark_rsi_reversal(bars: Arrays, params: RsiReversalParams) -> Marks:
     """
     Long when the RSI comes back up through the low level, short when it comes back down through the high one.
 
-    RSI: J. Welles Wilder, New Concepts in Technical Trading Systems, 1978 (TA-Lib RSI). Strength: how far
-    beyond the level the bar before was, 10 points = 1.
+    RSI: J. Welles Wilder, New Concepts in Technical Trading Systems, 1978 (TA-Lib RSI). Where the market stood
+    still for n bars there was no RSI to come back from. Strength: how far beyond the level the bar before was,
+    10 points = 1.
     """
     import numpy as np
     import talib
 
     rsi = talib.RSI(bars.close, params.period)
     past = _shifted(rsi)
-    long = (past < params.low * (1 - TOLERANCE)) & (rsi >= params.low * (1 - TOLERANCE))
-    short = (past > params.high * (1 + TOLERANCE)) & (rsi <= params.high * (1 + TOLERANCE))
+    highest, lowest = talib.MAX(bars.close, params.period + 1), talib.MIN(bars.close, params.period + 1)
+    known = _shifted(highest) > _shifted(lowest) * (1 + TOLERANCE)
+    long = known & (past < params.low * (1 - TOLERANCE)) & (rsi >= params.low * (1 - TOLERANCE))
+    short = known & (past > params.high * (1 + TOLERANCE)) & (rsi <= params.high * (1 + TOLERANCE))
     depth = np.where(long, params.low - past, past - params.high)
     strength = np.clip(depth / 10, 0.0, 1.0)
     return Marks(direction=_direction(long, short), strength=strength, features={"rsi": rsi, "rsi_before": past})
@@ -139,23 +149,22 @@ def mark_bollinger_breakout(bars: Arrays, params: BollingerBreakoutParams) -> Ma
     """
     Long when the close leaves the upper Bollinger band on high volume, short when it leaves the lower one.
 
-    Bands: the mean of the last n closes, plus and minus *width* population standard deviations (TA-Lib BBANDS;
+    Bands: the mean of the last n closes, plus and minus *width* population standard deviations (as TA-Lib BBANDS;
     John Bollinger, Bollinger on Bollinger Bands, 2001). Volume: at least *volume_factor* times the mean of the
-    n bars before. Strength: the volume against twice that.
+    n bars before; where nothing was traded in them, no volume is high. Strength: the volume against twice that.
     """
     import numpy as np
     import talib
 
-    simple: Any = 0  # TA-Lib's number of the simple moving average
-    upper, _, lower = talib.BBANDS(bars.close, params.period, params.width, params.width, simple)
+    middle = talib.SMA(bars.close, params.period)
+    width = params.width * _deviation(bars.close, middle, params.period)
+    upper, lower = middle + width, middle - width
     usual = _shifted(talib.SMA(bars.volume, params.period))
     above = bars.close > upper * (1 + TOLERANCE)
     below = bars.close < lower * (1 - TOLERANCE)
-    loud = bars.volume >= usual * params.volume_factor * (1 - TOLERANCE)
-    known = ~np.isnan(_shifted(upper)) & loud
-    with np.errstate(invalid="ignore", divide="ignore"):
-        times = bars.volume / usual
-        strength = np.clip(np.nan_to_num(times / max(2 * params.volume_factor, TOLERANCE)), 0.0, 1.0)
+    times = np.divide(bars.volume, usual, out=np.zeros_like(usual), where=usual > TOLERANCE)
+    known = ~np.isnan(_shifted(upper)) & (times >= params.volume_factor * (1 - TOLERANCE))
+    strength = np.clip(times / max(2 * params.volume_factor, TOLERANCE), 0.0, 1.0)
     return Marks(
         direction=_direction(above & ~_before(above) & known, below & ~_before(below) & known),
         strength=strength,
@@ -207,6 +216,28 @@ def _shifted(values: "Floats") -> "Floats":
     shifted[0] = np.nan
     shifted[1:] = values[:-1]
     return shifted
+
+
+def _deviation(values: "Floats", mean: "Floats", period: int) -> "Floats":
+    """
+    The population standard deviation of each bar's last *period* values around their *mean*.
+
+    Each window is summed afresh: TA-Lib's running sums of squares keep the rounding errors of prices long gone,
+    which are large when a market has fallen far.
+    """
+    import numpy as np
+    from numpy.lib.stride_tricks import as_strided
+
+    deviation = np.full_like(values, np.nan)
+    step = values.strides[0]
+    block = max(AT_ONCE // period, 1)
+    for start in range(0, len(values) - period + 1, block):
+        count = min(block, len(values) - period + 1 - start)
+        windows = as_strided(values[start:], shape=(count, period), strides=(step, step), writeable=False)
+        ends = slice(start + period - 1, start + period - 1 + count)
+        gaps = windows - mean[ends, np.newaxis]
+        deviation[ends] = np.sqrt(np.einsum("ij,ij->i", gaps, gaps) / period)
+    return deviation
 
 
 def _before(claims: "NDArray[np.bool_]") -> "NDArray[np.bool_]":
