@@ -149,7 +149,6 @@ class AlertService:
                 return delivering.failed(claim, e, now=self.wall.now())
         return delivering.sent(claim, provider_id, now=self.wall.now())
 
-
     def _channel(self, name: str) -> Channel:
         try:
             return self.channels[name]

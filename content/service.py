@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from content.events import PostPublished
@@ -10,7 +10,7 @@ from content.logic.rendering import render_digest, render_signal
 from content.models import Draft, Fact, Kind, Post, digest_post_id, signal_post_id
 from content.ports import Posts
 from shared.clock import Clock
-from shared.errors import ConflictError, NotFoundError, StaleError
+from shared.errors import ConflictError, NotFoundError, StaleError, TroopError
 from shared.events import EventPublisher
 from shared.market.sessions import EXCHANGE, calendar
 from shared.telemetry import get_logger
@@ -64,7 +64,11 @@ class ContentService:
         return opened
 
     async def sweep(self) -> int:
-        """Write the drafts that are due and tell of posts whose event is still owed; returns how many."""
+        """
+        Write the drafts that are due and tell of posts whose event is still owed; returns how many.
+
+        What cannot be finished now stays due and holds up nothing else.
+        """
         deadline = self.wall.now() + BUDGET
         done = 0
         for owing in await self.posts.due(self.wall.now(), 200):
@@ -75,6 +79,10 @@ class ContentService:
                 done += 1
             except (StaleError, ConflictError) as e:
                 log.info("post.raced", reason=str(e))  # somebody else wrote it: see next time
+            except TroopError as e:
+                log.warning("post.left", owing=_named(owing), error=type(e).__name__, reason=str(e))
+            except Exception:
+                log.exception("post.broke", owing=_named(owing))
         return done
 
     async def listed(self, kind: Kind | None, after: str | None, *, newest_first: bool, limit: int) -> list[Post]:
@@ -130,12 +138,13 @@ class ContentService:
         Write the digest a draft stands for from what is known now, then close the draft.
 
         A fact is noted before its draft is touched, and the facts are read before the draft is closed under its
-        etag: so a fact that arrives in between is in this version, or keeps the draft open for the next.
+        etag: so a fact that arrives in between is in this version, or keeps the draft open for the next. They are
+        read after the digest that is written under its own etag: so no version knows less than the one before.
         """
         open_draft: Draft | None = draft
         while open_draft:
-            facts = await self.posts.facts(open_draft.session)
             digest = await self.posts.read(Kind.DIGEST, digest_post_id(EXCHANGE, open_draft.session))
+            facts = await self.posts.facts(open_draft.session)
             if digest is None:
                 now = self.wall.now()
                 digest = await self.posts.create(
@@ -207,8 +216,12 @@ def _fact(signal: SignalRaised) -> Fact:
         features=signal.features,
         provider=signal.provider,
         session=signal.occurred_at.astimezone(EXCHANGE_ZONE).date(),
-        occurred_at=signal.occurred_at,
+        occurred_at=signal.occurred_at.astimezone(UTC),
     )
+
+
+def _named(owing: Draft | Post) -> str:
+    return f"draft of {owing.session}" if isinstance(owing, Draft) else owing.post_id
 
 
 def _event(post: Post) -> PostPublished:

@@ -60,7 +60,7 @@ def _channels(value: object, where: str, known: Collection[str]) -> tuple[str, .
     choices = f"choose from {', '.join(sorted(known))}"
     if not isinstance(value, list) or not value:
         raise ConfigurationError(f"{where}: channels must be a list; {choices}")
-    strangers = [str(c) for c in value if c not in known]
+    strangers = [str(c) for c in value if not isinstance(c, str) or c not in known]
     if strangers:
         raise ConfigurationError(f"{where}: channels {', '.join(strangers)} do not exist; {choices}")
     return tuple(value)

@@ -1,5 +1,6 @@
 """Posts as an Atom feed (RFC 4287). Pure. Entry ids are the posts' UUIDs: they survive a change of address."""
 
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from uuid import uuid5
@@ -9,6 +10,7 @@ from content.models import Post
 from shared.events import NAMESPACE
 
 ATOM = "http://www.w3.org/2005/Atom"
+_NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def feed(posts: Sequence[Post], *, public_url: str, updated_at: datetime) -> bytes:
@@ -24,15 +26,20 @@ def feed(posts: Sequence[Post], *, public_url: str, updated_at: datetime) -> byt
     for post in posts:
         entry = SubElement(root, "entry")
         SubElement(entry, "id").text = f"urn:uuid:{post.post_id}"
-        SubElement(entry, "title").text = post.text.title
+        SubElement(entry, "title").text = _text(post.text.title)
         SubElement(entry, "published").text = _time(post.recorded_at)
         SubElement(entry, "updated").text = _time(post.updated_at)
         SubElement(entry, "link", rel="alternate", href=f"{public_url}/api/posts/{post.post_id}")
         SubElement(entry, "category", term=post.kind)
-        SubElement(entry, "summary").text = post.text.summary
-        SubElement(entry, "content", type="html").text = post.text.html
+        SubElement(entry, "summary").text = _text(post.text.summary)
+        SubElement(entry, "content", type="html").text = _text(post.text.html)
     document: bytes = tostring(root, encoding="utf-8", xml_declaration=True)
     return document
+
+
+def _text(text: str) -> str:
+    """The text without the control characters that no XML may hold, escaped or not."""
+    return _NO_XML.sub("", text)
 
 
 def _time(instant: datetime) -> str:

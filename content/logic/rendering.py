@@ -1,5 +1,6 @@
 """Facts to text. Pure; templates are sandboxed, escape everything and refuse a name they were not given."""
 
+import math
 from collections.abc import Sequence
 from datetime import date
 from functools import cache
@@ -42,16 +43,21 @@ def _shown(fact: Fact) -> dict[str, Any]:
     return {
         "symbol": fact.symbol,
         "direction": fact.direction,
-        "close": f"{fact.reference_price:,.2f}" if fact.reference_price >= 1 else f"{fact.reference_price:.4f}",
+        "close": _number(fact.reference_price),
         "strength": f"{fact.strength:.0%}",
         "interval": fact.interval,
         "closed": f"{fact.occurred_at:%Y-%m-%d %H:%M} UTC" if intraday else fact.session.isoformat(),
-        "features": [(name.replace("_", " "), f"{value:,.4g}") for name, value in sorted(fact.features.items())],
+        "features": [(name.replace("_", " "), _number(value)) for name, value in sorted(fact.features.items())],
         "entry": fact.entry,
         "strategy": fact.strategy,
         "provider": fact.provider,
         "why": f"The entry {fact.entry} points {fact.direction} on {fact.symbol}.",
     }
+
+
+def _number(value: float) -> str:
+    """A number for people: two digits from one up, four below."""
+    return f"{value:,.2f}" if math.fabs(value) >= 1 else f"{value:.4f}"
 
 
 @cache

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import tomllib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -86,25 +87,28 @@ class Ingest:
         return done
 
     async def watch(self, watch: Watch, *, by: str, live_from: datetime) -> Series:
-        """Begin to watch a series, or begin again."""
+        """Begin to watch a series, or begin again: what closed while nobody watched raises no alert."""
         now = self.market.now()
+        series = Series(symbol=watch.symbol, interval=watch.interval, live_from=live_from, watched_by=by, due_at=now)
         try:
-            series = Series(
-                symbol=watch.symbol, interval=watch.interval, live_from=live_from, watched_by=by, due_at=now
-            )
-            created = await self.series.create(series)
-            await self._want_quote(watch.symbol, now)
+            watched = await self.series.create(series)
         except ConflictError:
-            stored = await self.series.get(watch.symbol, watch.interval)
-            if stored.is_active:
-                return stored
-            return await self.series.save(replace(stored, is_active=True, watched_by=by, due_at=now, misses=0))
-        return created
+            watched = await self.series.get(watch.symbol, watch.interval)
+            if not watched.is_active:
+                live_from = max(watched.live_from, live_from)
+                watched = await self.series.save(
+                    replace(watched, is_active=True, watched_by=by, live_from=live_from, due_at=now, misses=0)
+                )
+        await self._want_quote(watch.symbol, now)
+        return watched
 
     async def unwatch(self, watch: Watch, *, by: str) -> Series:
         """Stop fetching a series; what is stored stays. Raises NotFoundError if it never was watched."""
         stored = await self.series.get(watch.symbol, watch.interval)
-        return await self.series.save(replace(stored, is_active=False, watched_by=by, due_at=None))
+        saved = await self.series.save(replace(stored, is_active=False, watched_by=by, due_at=None))
+        if not any(s.is_active for s in await self.series.all() if s.symbol == watch.symbol):
+            await self._want_quote(watch.symbol, None)
+        return saved
 
     async def apply_watchlist_file(self) -> None:
         """Make the watchlist file's last word true, once for each of its versions."""
@@ -135,14 +139,17 @@ class Ingest:
             return  # another instance applied the same file
         log.info("watchlist.applied", count=len(wanted))
 
-    async def _want_quote(self, symbol: str, now: datetime) -> None:
-        known = await self.quotes.get(symbol)
-        if known and known.due_at:
+    async def _want_quote(self, symbol: str, due_at: datetime | None) -> None:
+        """Have the quote refreshed from *due_at* on, or (None) no longer."""
+        while True:
+            known = await self.quotes.get(symbol) or WantedQuote(symbol=symbol)
+            if bool(known.due_at) == bool(due_at):
+                return
+            try:
+                await self.quotes.put(replace(known, due_at=due_at))
+            except (ConflictError, StaleError):
+                continue  # a reader noted its interest, or a refresh came in, at the same moment
             return
-        try:
-            await self.quotes.put(replace(known or WantedQuote(symbol=symbol), due_at=now))
-        except (ConflictError, StaleError):
-            return  # somebody else began to want it, or a reader noted interest: the next chance is the next watch
 
     async def _slot(self, series: Series) -> None:
         with span("series.ingest", symbol=series.symbol, interval=series.interval):
@@ -276,7 +283,8 @@ class Ingest:
                 break
             except PermanentError as e:
                 log.warning("quote.refused", symbol=wanted.symbol, reason=str(e))
-                await self.quotes.put(replace(wanted, due_at=now + LONGEST_WAIT))
+                with suppress(StaleError):  # a reader noted its interest: it stays due
+                    await self.quotes.put(replace(wanted, due_at=now + LONGEST_WAIT))
         return done
 
 

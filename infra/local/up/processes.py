@@ -44,6 +44,8 @@ class Child:
 
         """
         self._log.parent.mkdir(parents=True, exist_ok=True)
+        if self.process is None:
+            self._log.write_bytes(b"")  # a log tells of this run, its restarts included
         is_ready = asyncio.Event()
         self.process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -90,7 +92,7 @@ class Child:
 
     async def _read(self, process: asyncio.subprocess.Process, is_ready: asyncio.Event) -> None:
         assert process.stdout is not None, "it was started with a pipe"  # noqa: S101
-        with self._log.open("wb") as log:
+        with self._log.open("ab") as log:
             async for line in process.stdout:
                 log.write(line)
                 log.flush()

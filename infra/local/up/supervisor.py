@@ -160,7 +160,10 @@ class Supervisor:
         if crashes.too_many(time.monotonic()):
             raise ConfigurationError(f"{child.name} ends again and again:\n{child.last_words()}")
         self._say(f"{child.name} ended; starting it again")
-        await child.start(self._env())
+        try:
+            await child.start(self._env())
+        except ConfigurationError:
+            return  # it died while starting: the next look counts it and tries again
 
     async def _ask_clock(self) -> dict[str, Any] | None:
         import aiohttp
