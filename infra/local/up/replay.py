@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from statistics import median_low
 
 from infra.local.replay.catalogue import Catalogue
 from infra.local.replay.samples import load_folder, load_packaged
@@ -111,8 +112,8 @@ async def newest_close(path: Path, wall: Clock) -> datetime | None:
 
 
 def _default_start(closes: Iterable[list[datetime]], end: datetime) -> datetime:
-    """A year before the end, but behind enough history where there is less."""
-    behind = max(c[min(HISTORY, len(c) - 1) - 1] for c in closes)
+    """A year before the end, but behind enough history (for half of the series, at least) where there is less."""
+    behind = median_low(c[max(min(HISTORY, len(c) - 1) - 1, 0)] for c in closes)
     return max(end - timedelta(days=366), min(behind, end - timedelta(days=1)))
 
 
