@@ -4,16 +4,15 @@ from collections.abc import Sequence
 from datetime import datetime
 
 import azure.functions as func
-from pydantic import BaseModel
 
 from alerts.service import item_of
 from alerts.wiring import Wired
-from shared.http import AFTER, CURSOR, LIMIT, Api, Page, Query, listed
+from shared.http import AFTER, CURSOR, LIMIT, Api, Body, Page, Query, listed
 from shared.inbound import settle
 from signals.events import SignalRaised
 
 
-class DeliveryItem(BaseModel):
+class DeliveryItem(Body):
     """An alert on one channel, with its outcome."""
 
     channel: str
@@ -23,7 +22,7 @@ class DeliveryItem(BaseModel):
     sent_at: datetime | None
 
 
-class AlertItem(BaseModel):
+class AlertItem(Body):
     """A signal worded for people; the hub pushes the same."""
 
     alert_id: str
@@ -49,7 +48,7 @@ class AlertPage(Page[AlertItem]):
     """Alerts, newest first, or oldest first behind ``?after=``."""
 
 
-class ConnectionItem(BaseModel):
+class ConnectionItem(Body):
     """What a SignalR client needs to connect: the official clients read it by themselves."""
 
     url: str

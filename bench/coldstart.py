@@ -1,9 +1,9 @@
 """
 How long the first event waits for a new process, and how long indexing takes.
 
-``first_event_vs_bare``: a new process indexes the app and answers its first ``signals_on_bars_ingested`` (500
-stored bars in SQLite, the last of them raises a signal, which is published to a local topic), against
-bench/bare_app, a function that imports the same libraries and makes the same calls with nothing in between.
+``first_event_vs_bare``: a new process indexes the app and answers its first ``signals_on_bars_ingested`` (in
+SQLite lie as many bars as the strategies look back, the last of them raises a signal, which is published to a
+local topic), against bench/bare_app, a function that imports the same libraries and makes the same calls with nothing in between.
 ``index_vs_sdks``: a new process indexes the app, against one that imports the SDKs the app is built on.
 Both are ratios of medians; what is compared takes turns, and all byte code was written before.
 """
@@ -40,7 +40,6 @@ from signals.logic.evaluation import Watcher
 from signals.models import Opinion
 
 BARE = ROOT / "bench/bare_app"
-HISTORY = 500
 SYMBOL = "AAPL"
 SDKS = """
 import azure.eventgrid.aio, azure.functions, azure_functions_runtime, aiohttp, httpx
@@ -99,14 +98,22 @@ class Bench:
             said = _line(child)
             took = perf_counter() - began
         if said != "done" or child.returncode:
-            raise BenchError(f"{' '.join(arguments[:3])} failed: its words are above")
+            raise BenchError(f"{' '.join(arguments[:3])} failed: {(self.folder / 'words').read_text()}")
         return 1000 * took
 
     @contextlib.contextmanager
     def _child(self, arguments: Sequence[str]) -> Iterator["subprocess.Popen[str]"]:
-        with subprocess.Popen(
-            [sys.executable, *arguments], cwd=ROOT, env=dict(self.env), stdout=subprocess.PIPE, text=True
-        ) as child:
+        with (
+            (self.folder / "words").open("w") as words,
+            subprocess.Popen(
+                [sys.executable, *arguments],
+                cwd=ROOT,
+                env=dict(self.env),
+                stdout=subprocess.PIPE,
+                stderr=words,
+                text=True,
+            ) as child,
+        ):
             try:
                 yield child
                 child.wait(TIMEOUT)
@@ -152,9 +159,10 @@ def _history() -> list[Bar]:
     bars = list(load_packaged([SYMBOL], Interval.DAY)[SYMBOL, Interval.DAY].bars)
     entries = [e for e in read_entries(ROOT / "signals/entries.toml") if e.watches(SYMBOL, Interval.DAY)]
     watchers, tape = [Watcher.of(entry) for entry in entries], Tape.of(Columns.of(bars))
-    for last in range(len(bars) - 1, HISTORY, -1):
+    lookback = max(entry.lookback for entry in entries)
+    for last in range(len(bars) - 1, lookback, -1):
         if sum(isinstance(watcher.decide(tape, last), Opinion) for watcher in watchers) == 1:
-            return bars[last + 1 - HISTORY : last + 1]
+            return bars[last + 1 - lookback : last + 1]
     raise BenchError(f"no recorded bar of {SYMBOL} makes exactly one entry speak")
 
 
@@ -191,12 +199,16 @@ def _event(bars: Sequence[Bar]) -> str:
     return json.dumps(event.to_wire())
 
 
-def _environment(folder: Path, cloud_url: str, now: datetime) -> dict[str, str]:
+def _environment(folder: Path, cloud_url: str, bars: Sequence[Bar]) -> dict[str, str]:
     place = Place(app_url="http://127.0.0.1:7071", cloud_url=cloud_url, data=folder)
-    time = MarketTime(market=now, wall=SystemClock().now(), speed=0)
+    time = MarketTime(market=bars[-1].closed_at, wall=SystemClock().now(), speed=0)
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH") if name in os.environ}
-    # Byte code is written whatever the shell says: the figure is about code, not about compiling it.
-    return {**kept, **embedded(place, time=time, live_from="", plan="premium", live=False), "PYTHONHASHSEED": "0"}
+    # Nothing else of the shell: byte code is written even where it says otherwise.
+    return {
+        **kept,
+        **embedded(place, time=time, live_from="", plan="premium", live=False),
+        "BENCH_LOOKBACK": str(len(bars)),
+    }
 
 
 def measure(runs: int) -> dict[str, float]:
@@ -207,8 +219,7 @@ def measure(runs: int) -> dict[str, float]:
         asyncio.run(_store(bars, folder / "stored.db"))
         (folder / "event.json").write_text(_event(bars))
         with _topic(folder / "cloud") as url:
-            closed_at = bars[-1].closed_at
-            bench = Bench(folder=folder, env=_environment(folder, url, closed_at), closed_at=closed_at)
+            bench = Bench(folder=folder, env=_environment(folder, url, bars), closed_at=bars[-1].closed_at)
             return _in_turns(bench, runs)
 
 

@@ -4,20 +4,19 @@ from collections.abc import Sequence
 from datetime import date, datetime
 
 import azure.functions as func
-from pydantic import BaseModel
 
 from content.logic.atom import feed
 from content.models import Kind, Post
 from content.wiring import Wired
 from shared.errors import InvalidPayloadError
-from shared.http import AFTER, CURSOR, LIMIT, Api, Page, Query, listed
+from shared.http import AFTER, CURSOR, LIMIT, Api, Body, Page, Query, listed
 from shared.inbound import settle
 from signals.events import SignalRaised
 
 FEED_LENGTH = 50
 
 
-class PostItem(BaseModel):
+class PostItem(Body):
     """A post; ``version`` rises when it was corrected."""
 
     post_id: str

@@ -74,12 +74,13 @@ def watch(
 @app.command()
 def doctor(
     port: Annotated[int, typer.Option(min=1, max=65535, help="The port `troop up` would take.")] = 7071,
+    data: Annotated[Path, typer.Option(help="The folder `troop up` would keep everything in.")] = ROOT / ".troop",
     live: Annotated[bool, typer.Option("--live", help="Check what `troop up --live` needs.")] = False,  # noqa: FBT002
 ) -> None:
     """Check Python, packages, ports, settings and keys, and say what to do."""
     from infra.doctor import examine
 
-    raise typer.Exit(examine(port=port, live=live))
+    raise typer.Exit(examine(port=port, data=data, live=live))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """`troop doctor`: looks at everything `troop up` needs and says what to do."""
 
 import os
+import re
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,21 +10,22 @@ from importlib import metadata
 from pathlib import Path
 
 from infra.local.up import settings as local
+from infra.local.up.ports import check_app_port, cloud_port
 from shared.errors import ConfigurationError
 from shared.settings import ROOT, Settings
 
 NODE = 20
 
 
-def examine(*, port: int, live: bool) -> int:
+def examine(*, port: int, data: Path, live: bool) -> int:
     """Print one line a check; the exit code is 1 if anything must be done."""
     checks: list[tuple[str, Callable[[], str]]] = [
         ("Python", _python),
         ("packages", _packages),
         ("Node.js", _node),
         ("port", lambda: _port(port)),
-        ("cloud's port", lambda: _port(port + 1)),
-        ("data folder", lambda: _data(ROOT / ".troop")),
+        ("cloud's port", lambda: f"{cloud_port(port)} is free"),
+        ("data folder", lambda: _data(data)),
         ("settings", lambda: _settings(port, live=live)),
     ]
     troubles = 0
@@ -70,19 +71,17 @@ def _node() -> str:
     node = shutil.which("node")
     if node is None:
         raise ConfigurationError(f"not found: install Node.js {NODE} or newer (make test needs it, make run does not)")
-    version = subprocess.run([node, "--version"], capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
-    if int(version.lstrip("v").split(".")[0]) < NODE:
-        raise ConfigurationError(f"{version} is too old: install {NODE} or newer")
-    return version
+    said = subprocess.run([node, "--version"], capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603
+    major = re.match(r"v(\d+)\.", said)
+    if major is None:
+        raise ConfigurationError(f"{node} does not say its version: install Node.js {NODE} or newer")
+    if int(major[1]) < NODE:
+        raise ConfigurationError(f"{said} is too old: install {NODE} or newer")
+    return said
 
 
 def _port(port: int) -> str:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as e:
-            raise ConfigurationError(f"{port} is taken: stop what listens there, or use troop up --port") from e
+    check_app_port("127.0.0.1", port)
     return f"{port} is free"
 
 

@@ -34,7 +34,7 @@ class Event(BaseModel):
     ``occurred_at`` is market time, ``recorded_at`` is the wall's when we learnt of it.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, defer_build=True)
 
     type: ClassVar[str]
     source: ClassVar[str]

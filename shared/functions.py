@@ -5,14 +5,13 @@ from datetime import datetime
 from typing import Any
 
 import azure.functions as func
-from pydantic import BaseModel
 
 from shared.documents import Document
-from shared.http import CURSOR, LIMIT, Api, Page, cursor_of, json_response, limit_of, sort_of
+from shared.http import CURSOR, LIMIT, Api, Body, Page, cursor_of, limit_of, sort_of
 from shared.wiring import Core
 
 
-class Health(BaseModel):
+class Health(Body):
     """Whether the app can do its work, and what time it thinks it is."""
 
     status: str
@@ -22,7 +21,7 @@ class Health(BaseModel):
     version: str
 
 
-class DeadLetterItem(BaseModel):
+class DeadLetterItem(Body):
     """An event we will not try again by ourselves."""
 
     dead_letter_id: str
@@ -36,6 +35,16 @@ class DeadLetterItem(BaseModel):
 
 class DeadLetterPage(Page[DeadLetterItem]):
     """Dead letters, newest first."""
+
+
+class Description(Body):
+    """An OpenAPI 3.1 document."""
+
+    openapi: str
+    info: Mapping[str, Any]
+    servers: Sequence[Mapping[str, Any]]
+    paths: Mapping[str, Any]
+    components: Mapping[str, Any]
 
 
 def blueprint(core: Core, api: Api) -> func.Blueprint:
@@ -59,9 +68,9 @@ def blueprint(core: Core, api: Api) -> func.Blueprint:
         found = await core.dead_letters.newest(after=sort_of(cursor) if cursor else None, limit=limit)
         return DeadLetterPage(items=_items(found), next=cursor_of(found[-1].sort) if len(found) == limit else None)
 
-    @api.endpoint(bp, "openapi", "openapi.json", summary="This description of the API.", answer="application/json")
-    async def openapi(req: func.HttpRequest) -> func.HttpResponse:
-        return json_response(api.openapi(server=core.settings.public_url.rstrip("/")))
+    @api.endpoint(bp, "openapi", "openapi.json", summary="This description of the API.", answer=Description)
+    async def openapi(req: func.HttpRequest) -> Description:
+        return Description.model_validate(api.openapi(server=core.settings.public_url.rstrip("/")))
 
     return bp
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 import azure.functions as func
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from shared.clock import parse_instant
 from shared.documents import sort_key
@@ -40,14 +40,20 @@ FIRST_INSTANT = datetime.min.replace(tzinfo=UTC)
 type Handler = Callable[[func.HttpRequest], Awaitable[BaseModel | func.HttpResponse]]
 
 
-class Page[T](BaseModel):
+class Body(BaseModel):
+    """What an endpoint says. How to check it is worked out at its first use: a cold start seldom needs any."""
+
+    model_config = ConfigDict(defer_build=True)
+
+
+class Page[T](Body):
     """A page of a list; ``next`` is the cursor of the following page, null at the end."""
 
     items: Sequence[T]
     next: str | None = None
 
 
-class Problem(BaseModel):
+class Problem(Body):
     """What went wrong and what to do (RFC 9457)."""
 
     type: str = "about:blank"

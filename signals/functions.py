@@ -4,16 +4,15 @@ from collections.abc import Mapping
 from datetime import datetime
 
 import azure.functions as func
-from pydantic import BaseModel
 
-from shared.http import AFTER, CURSOR, LIMIT, Api, Page, Query, listed
+from shared.http import AFTER, CURSOR, LIMIT, Api, Body, Page, Query, listed
 from shared.inbound import settle
 from shared.market.events import BarsIngested
 from shared.market.models import symbol_of
 from signals.wiring import Wired
 
 
-class SignalItem(BaseModel):
+class SignalItem(Body):
     """One entry's opinion of one symbol at one bar, and the numbers that caused it."""
 
     signal_id: str

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 
 from shared.events import fact_id
@@ -88,5 +88,5 @@ def signal_id(entry: Entry, symbol: str, closed_at: datetime) -> str:
         params_digest(entry.params),
         symbol,
         entry.interval,
-        closed_at.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        closed_at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )

@@ -20,8 +20,7 @@ from opentelemetry import trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from pydantic import AwareDatetime, BaseModel
 
-LOOKBACK = 451
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+LOOKBACK = int(os.environ["BENCH_LOOKBACK"])
 
 app = func.FunctionApp()
 tracer = trace.get_tracer("bare")
@@ -73,7 +72,6 @@ async def signals_on_bars_ingested(event: func.CloudEvent) -> None:
             "UPDATE documents SET etag=?, body=?, due_at=? WHERE container='series' AND partition=? AND id=? AND etag=?",
             (uuid.uuid4().hex, json.dumps(body), _text(told.last_closed_at + timedelta(days=1)), key, key, series[6]),
         )
-        db.close()
 
 
 def _rows(db: sqlite3.Connection, where: str, *values: object) -> list[tuple]:
@@ -84,11 +82,11 @@ def _rows(db: sqlite3.Connection, where: str, *values: object) -> list[tuple]:
 def _columns(db: sqlite3.Connection, key: str) -> dict[str, np.ndarray]:
     pages: list[dict] = []
     after, limit = "~", 2
-    while sum(len(page["close"]) for page in pages) <= LOOKBACK:
+    while sum(len(page["close"]) for page in pages) < LOOKBACK:
         rows = _rows(db, "partition=? AND sort<? ORDER BY sort DESC LIMIT ?", "bars", key, after, limit)
         for row in rows:
             pages.append(json.loads(row[7]))
-            if sum(len(page["close"]) for page in pages) > LOOKBACK:
+            if sum(len(page["close"]) for page in pages) >= LOOKBACK:
                 break
         if len(rows) < limit:
             break
@@ -177,7 +175,6 @@ async def _publish(signal: SignalRaised) -> None:
     async for attempt in tenacity.AsyncRetrying(stop=tenacity.stop_after_attempt(4), reraise=True):
         with attempt:
             await client.send([event])
-    await client.close()
 
 
 def _text(instant: datetime) -> str:

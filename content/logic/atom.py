@@ -4,17 +4,18 @@ import re
 from collections.abc import Sequence
 from datetime import datetime
 from uuid import uuid5
-from xml.etree.ElementTree import Element, SubElement, tostring
 
 from content.models import Post
 from shared.events import NAMESPACE
 
 ATOM = "http://www.w3.org/2005/Atom"
-_NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_NO_XML = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
 def feed(posts: Sequence[Post], *, public_url: str, updated_at: datetime) -> bytes:
     """The feed document; *updated_at* counts while there is no post."""
+    from xml.etree.ElementTree import Element, SubElement, tostring
+
     root = Element("feed", xmlns=ATOM)
     SubElement(root, "id").text = f"urn:uuid:{uuid5(NAMESPACE, 'feed')}"
     SubElement(root, "title").text = "TROOP: signals and digests"

@@ -25,7 +25,7 @@ def render_signal(fact: Fact) -> Text:
 
 def render_digest(session: date, facts: Sequence[Fact]) -> Text:
     """The digest of one session, strongest first; a quiet session is said to be quiet."""
-    ordered = sorted(facts, key=lambda f: (-f.strength, f.symbol, f.entry))
+    ordered = sorted(facts, key=lambda f: (-f.strength, f.symbol, f.entry, f.occurred_at))
     count = "1 signal" if len(ordered) == 1 else f"{len(ordered)} signals"
     html = _template("digest.html.j2").render(
         session=session.isoformat(), count=count, facts=[_shown(fact) for fact in ordered]

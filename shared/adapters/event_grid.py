@@ -81,6 +81,7 @@ class EventGridPublisher:
                 retry_status=0,
                 retry_connect=0,
                 retry_read=0,
+                use_env_settings=False,  # a proxy and a netrc file would be looked up for every request, in a thread
                 connection_timeout=2,
                 read_timeout=5,
             )

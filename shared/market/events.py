@@ -4,6 +4,7 @@ from typing import ClassVar
 
 from pydantic import AwareDatetime
 
+from shared.clock import format_instant
 from shared.events import Event, fact_id
 from shared.market.models import Interval
 
@@ -23,7 +24,7 @@ class BarsIngested(Event):
 
     @property
     def event_id(self) -> str:
-        first, last = self.first_closed_at.isoformat(), self.last_closed_at.isoformat()
+        first, last = format_instant(self.first_closed_at), format_instant(self.last_closed_at)
         return fact_id(self.type, self.symbol, self.interval, str(self.revision), first, last)
 
     @property

@@ -5,9 +5,8 @@ from datetime import datetime
 from typing import Any
 
 import azure.functions as func
-from pydantic import BaseModel
 
-from shared.http import CURSOR, LIMIT, Api, Page, Query
+from shared.http import CURSOR, LIMIT, Api, Body, Page, Query
 from shared.market.models import symbol_of
 from shared.market.service import Market
 
@@ -18,7 +17,7 @@ INTERVAL = Query(
 )
 
 
-class BarItem(BaseModel):
+class BarItem(Body):
     """A closed bar as traded; ``split`` is the factor that became effective at its open."""
 
     opened_at: datetime
@@ -43,7 +42,7 @@ class BarsPage(Page[BarItem]):
     revision: int
 
 
-class QuoteItem(BaseModel):
+class QuoteItem(Body):
     """The last price known, and how good it is."""
 
     symbol: str
@@ -54,7 +53,7 @@ class QuoteItem(BaseModel):
     provider: str
 
 
-class SeriesItem(BaseModel):
+class SeriesItem(Body):
     """What is held of one series, since when it is live, and why there may be no signal."""
 
     symbol: str
@@ -74,7 +73,7 @@ class SeriesItem(BaseModel):
     entries: Mapping[str, Any]
 
 
-class WatchItem(BaseModel):
+class WatchItem(Body):
     """One watched series."""
 
     symbol: str
@@ -86,7 +85,7 @@ class WatchItem(BaseModel):
     trouble: Mapping[str, Any] | None
 
 
-class Watchlist(BaseModel):
+class Watchlist(Body):
     """Every series ever watched."""
 
     items: Sequence[WatchItem]

@@ -10,6 +10,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from shared.clock import Clock, format_instant
 from shared.documents import Document, Documents, sort_key
 from shared.errors import (
@@ -297,23 +299,39 @@ def read_watchlist(text: str, name: str) -> list[Watch]:
 
     """
     try:
-        tables = tomllib.loads(text).get("watch", [])
         return [
-            Watch(symbol=symbol_of(symbol), interval=interval_of(table.get("interval", "1d")))
-            for table in tables
-            for symbol in table["symbols"]
+            Watch(symbol=symbol_of(symbol), interval=interval_of(line.interval))
+            for line in _WatchlistFile.model_validate(tomllib.loads(text)).watch
+            for symbol in line.symbols
         ]
-    except (tomllib.TOMLDecodeError, InvalidPayloadError, KeyError, TypeError, AttributeError) as e:
-        raise ConfigurationError(
-            f'{name}: {e}; write [[watch]] tables such as symbols = ["AAPL"], interval = "1d"'
-        ) from e
+    except ValidationError as e:
+        fault = e.errors(include_url=False)[0]
+        why = f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
+    except (tomllib.TOMLDecodeError, InvalidPayloadError) as e:
+        why = str(e)
+    raise ConfigurationError(f'{name}: {why}; write [[watch]] tables such as symbols = ["AAPL"], interval = "1d"')
+
+
+class _WatchlistLine(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    symbols: list[str]
+    interval: str = "1d"
+
+
+class _WatchlistFile(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    watch: list[_WatchlistLine] = []
 
 
 def _text_of(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     except OSError as e:
         raise ConfigurationError(f"WATCHLIST_FILE: {path} cannot be read: {e.strerror}") from e
+    except UnicodeDecodeError as e:
+        raise ConfigurationError(f"WATCHLIST_FILE: {path} is no UTF-8 text") from e
 
 
 def _was_revised(stored: Columns, fetched: Sequence[Bar]) -> bool:

@@ -254,7 +254,8 @@ class Bars:
         size = 2
 
         def enough() -> bool:
-            return first_new is not None and older >= lookback
+            # One older bar at least: only behind it can no new one hide.
+            return first_new is not None and older >= max(lookback, 1)
 
         while not enough():
             documents = await self._documents.page(BARS, key, after=after, newest_first=True, limit=size)

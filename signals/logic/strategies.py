@@ -2,9 +2,9 @@
 The strategies: pure functions over arrays, each with its parameters, its version and its lookback.
 
 A strategy looks at windows and marks the bars on which it has an opinion. Its ``lookback`` is how many bars it
-must see to decide about the last of them: older ones change its indicators by less than 1e-12 of their value.
-Comparisons use a relative tolerance of 1e-9, so that the same bars give the same opinion however much history
-came with them.
+must see to decide about the last of them: older ones change its indicators by less than 1e-12 of their value
+(measured with pasts up to a hundred times as high or a thousand times as wild). Comparisons use a relative
+tolerance of 1e-9, so that the same bars give the same opinion however much history came with them.
 """
 
 import math

@@ -1,6 +1,8 @@
 """The real app in this process, behind the real host; everyone it talks to is one obedient stand-in."""
 
 import json
+import os
+import socket
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -9,7 +11,6 @@ from datetime import UTC, datetime
 from math import sin
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import aiohttp
 import pytest
@@ -35,11 +36,15 @@ SECRETS = {
     "EVENT_GRID_TOPIC_KEY": "canary-topic-key-8h3Lq0",
     "SIGNALR_ACCESS_KEY": "canary-signalr-access-key-of-32-bytes-or-more",
     "DISCORD_TOKEN": "canary-discord-token_" + "Zq9" * 15,
+}
+"""What must never be seen anywhere: each is, or is inside, a secret setting of the app."""
+
+HOST_KEYS = {
     "TROOP_FUNCTION_KEY": "canary-function-key-5Tt1",
     "TROOP_SYSTEM_KEY": "canary-system-key-2Pp8",
     "TROOP_MASTER_KEY": "canary-master-key-6Rr4",
 }
-"""What must never be seen anywhere; each is planted where the app or its host keeps a secret."""
+"""The host's keys: callers show them in headers and addresses, and the app never learns them."""
 
 TIMER = json.dumps(
     {
@@ -48,6 +53,10 @@ TIMER = json.dumps(
         "IsPastDue": False,
     }
 )
+
+
+HANGS_UP = 599
+"""A neighbour with this status says nothing at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +80,16 @@ class Asked:
 
 
 class Neighbours:
-    """Providers, topic, SignalR and Discord on one port; each does as asked, or gives its ``troubles`` reply."""
+    """
+    Providers, topic, SignalR and Discord on one port; each does as asked, or answers as ``trouble`` says.
+
+    ``prices`` are the last closes by symbol; a symbol in ``late`` misses so many of the newest sessions.
+    """
 
     def __init__(self) -> None:
         self.url = ""
         self.prices: dict[str, Sequence[float]] = {}
+        self.late: dict[str, int] = {}
         self.events: list[dict[str, Any]] = []
         self.asked: list[Asked] = []
         self._troubles: dict[str, Reply] = {}
@@ -105,12 +119,16 @@ class Neighbours:
         query = dict(request.query)
         self.asked.append(Asked(neighbour, request.method, request.path, query, dict(request.headers), body))
         if trouble := self._troubles.get(neighbour):
+            if trouble.status == HANGS_UP and request.transport:
+                request.transport.abort()
             return _reply(trouble)
         match neighbour:
             case "alpha_vantage":
                 return web.json_response(self._daily(query["symbol"]))
             case "finnhub":
-                return web.json_response(self._finnhub(request.path, query["symbol"]))
+                if not request.path.endswith("/quote"):  # bars are on its paid plans
+                    return _reply(Reply(403, {"error": "You don't have access to this resource."}))
+                return web.json_response(self._quote(query["symbol"]))
             case "topic":
                 self.events += json.loads(body)
                 return web.Response()
@@ -122,7 +140,7 @@ class Neighbours:
     def _daily(self, symbol: str) -> dict[str, Any]:
         if symbol not in self.prices:
             return {"Error Message": "Invalid API call. Please retry or visit the documentation."}
-        prices = self.prices[symbol]
+        prices, end = self.prices[symbol], len(SESSIONS) - self.late.get(symbol, 0)
         rows = {
             str(session.date): {
                 "1. open": f"{price:.4f}",
@@ -134,13 +152,11 @@ class Neighbours:
                 "7. dividend amount": "0.0000",
                 "8. split coefficient": "1.0",
             }
-            for session, price in zip(SESSIONS[-len(prices) :], prices, strict=True)
+            for session, price in zip(SESSIONS[end - len(prices) : end], prices, strict=True)
         }
         return {"Meta Data": {"2. Symbol": symbol, "5. Time Zone": "US/Eastern"}, "Time Series (Daily)": rows}
 
-    def _finnhub(self, path: str, symbol: str) -> dict[str, Any]:
-        if not path.endswith("/quote"):
-            return {"s": "no_data"}
+    def _quote(self, symbol: str) -> dict[str, Any]:
         prices = self.prices.get(symbol, [0.0])
         last = SESSIONS[-1].closes_at.timestamp() if symbol in self.prices else 0
         return {"c": prices[-1], "pc": prices[-2] if len(prices) > 1 else 0, "t": last}
@@ -176,12 +192,19 @@ class Answer:
 
 
 class App:
-    """The running app: ask it over HTTP, fire its timers, bring it events."""
+    """
+    The running app: ask it over HTTP, fire its timers, bring it events.
+
+    ``answers`` and ``outcomes`` keep whatever left it; ``secrets`` is what it was told to keep to itself.
+    """
 
     def __init__(self, host: Host, url: str, http: aiohttp.ClientSession, neighbours: Neighbours, folder: Path) -> None:
+        self.secrets: list[str] = sys.modules["function_app"].settings.secrets()
         self.functions: Mapping[str, Function] = host.worker.functions
         self.neighbours = neighbours
         self.folder = folder
+        self.answers: list[Answer] = []
+        self.outcomes: list[Outcome] = []
         self._worker = host.worker
         self._url = url
         self._http = http
@@ -192,27 +215,36 @@ class App:
         self, method: str, path: str, *, key: bool = False, headers: Mapping[str, str] | None = None, **query: str
     ) -> Answer:
         """Call a route as anybody, or with the function key."""
-        sent = {**({"x-functions-key": SECRETS["TROOP_FUNCTION_KEY"]} if key else {}), **(headers or {})}
+        sent = {**({"x-functions-key": HOST_KEYS["TROOP_FUNCTION_KEY"]} if key else {}), **(headers or {})}
         async with self._http.request(method, self._url + path, params=query, headers=sent) as answer:
-            return Answer(answer.status, dict(answer.headers), await answer.text())
+            return self._kept(Answer(answer.status, answer.headers, await answer.text()))
 
     async def get(self, path: str, **query: str) -> Answer:
         """GET as anybody."""
         return await self.ask("GET", path, **query)
 
+    async def forgive(self) -> None:
+        """Forget what providers refused, so that they are asked again at once."""
+        documents = sys.modules["function_app"].core.documents
+        for provider in ("alpha_vantage", "finnhub"):
+            for document in await documents.page("quota", provider):
+                await documents.delete("quota", document)
+
     async def fire(self, timer: str) -> Outcome:
         """Invoke a timer function once."""
-        return await self._worker.invoke_timer(timer, TIMER)
+        outcome = await self._worker.invoke_timer(timer, TIMER)
+        self.outcomes.append(outcome)
+        return outcome
 
-    async def notify(self, function: str, event: Mapping[str, Any]) -> Answer:
+    async def notify(self, function: str, event: object) -> Answer:
         """Deliver one event to one function, as Event Grid does."""
         async with self._http.post(
             f"{self._url}/runtime/webhooks/EventGrid",
-            params={"functionName": function, "code": SECRETS["TROOP_SYSTEM_KEY"]},
+            params={"functionName": function, "code": HOST_KEYS["TROOP_SYSTEM_KEY"]},
             headers={"aeg-event-type": "Notification"},
             data=json.dumps([event]),
         ) as answer:
-            return Answer(answer.status, dict(answer.headers), await answer.text())
+            return self._kept(Answer(answer.status, answer.headers, await answer.text()))
 
     async def deliver(self) -> list[Answer]:
         """Bring every published event to whom it wakes, until none is left; returns what was answered."""
@@ -238,6 +270,10 @@ class App:
         assert outcome.error is None, outcome.error
         assert {answer.status for answer in await self.deliver()} <= {202}
 
+    def _kept(self, answer: Answer) -> Answer:
+        self.answers.append(answer)
+        return answer
+
 
 def waves(count: int = len(SESSIONS)) -> list[float]:
     """Closes that swing enough to raise signals, in the last days too."""
@@ -260,7 +296,7 @@ async def running_app(folder: Path) -> AsyncIterator[App]:
             for name, value in _environment(folder, neighbours.url).items():
                 patch.setenv(name, value)
             (folder / "watchlist.toml").write_text("")
-            host = await Host.open(Options(app_dir=ROOT, data_dir=folder, timers=False), _env())
+            host = await Host.open(Options(app_dir=ROOT, data_dir=folder, timers=False), dict(os.environ))
         listener = _listener()
         await host.serve(listener)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -277,7 +313,8 @@ def _environment(folder: Path, url: str) -> dict[str, str]:
     values = embedded(place, time=time, live_from=LIVE_FROM, plan="unlimited", live=False)
     host, _, port = url.rpartition(":")
     return values | {
-        **{name: value for name, value in SECRETS.items() if name in values or name.startswith("TROOP_")},
+        **HOST_KEYS,
+        **{name: value for name, value in SECRETS.items() if name in values},
         "AZURE_SIGNALR_CONNECTION_STRING": (
             f"Endpoint={host};Port={port};AccessKey={SECRETS['SIGNALR_ACCESS_KEY']};Version=1.0;"
         ),
@@ -287,15 +324,7 @@ def _environment(folder: Path, url: str) -> dict[str, str]:
     }
 
 
-def _env() -> dict[str, str]:
-    import os
-
-    return dict(os.environ)
-
-
-def _listener() -> Any:
-    import socket
-
+def _listener() -> socket.socket:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     return listener
@@ -319,8 +348,3 @@ async def _close_connections() -> None:
         await provider.aclose()
     await core.publisher.close()
     await core.documents.close()
-
-
-def decoded(path: str) -> str:
-    """A request's path as a person reads it."""
-    return unquote(path)

@@ -122,7 +122,7 @@ class AlphaVantage:
         except _RefusalError as e:
             self._desk.refusals[e.reason] += 1
             return web.json_response(e.body)
-        self._desk.answers += 1
+        self._desk.answered(call.symbol)
         if text.startswith("{"):
             return web.Response(text=text, content_type="application/json")
         return web.Response(text=text, content_type="application/x-download")

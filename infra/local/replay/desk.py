@@ -1,16 +1,20 @@
 """What both replayed providers do at the front desk: strike faults, count calls and keep what was counted."""
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from aiohttp import web
 
 from infra.local.replay.plans import Plan, Turnstile
+from shared.clock import Clock
 
 type Faults = Callable[[str, web.Request], Awaitable[web.StreamResponse | None]]
 """Asked before each answer with the provider's name; gives an answer of its own, or None to go on."""
+
+REMEMBERED = 2000
 
 
 @dataclass(slots=True, kw_only=True)
@@ -20,11 +24,13 @@ class Desk:
     provider: str
     plans: Mapping[str, Plan]
     turnstile: Turnstile
+    wall: Clock
     faults: Faults | None = None
     calls: int = 0
     answers: int = 0
     faulted: int = 0
     refusals: Counter[str] = field(default_factory=Counter)
+    latest: deque[tuple[datetime, str]] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
 
     async def struck(self, request: web.Request) -> web.StreamResponse | None:
         """Count a call and let faults strike first."""
@@ -33,6 +39,11 @@ class Desk:
         if answer is not None:
             self.faulted += 1
         return answer
+
+    def answered(self, symbol: str) -> None:
+        """Count an answer, and remember when it was given."""
+        self.answers += 1
+        self.latest.append((self.wall.now(), symbol))
 
     def stats(self) -> dict[str, Any]:
         """How many calls came, how they ended, and why some were refused."""

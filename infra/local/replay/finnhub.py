@@ -74,7 +74,7 @@ class Finnhub:
                 self._desk.refusals[e.reason] += 1
                 body, status = {"error": str(e)}, e.status
             else:
-                self._desk.answers += 1
+                self._desk.answered(request.query.get("symbol", ""))
             return web.json_response(body, status=status, headers=self._limits(plan))
 
         return handle

@@ -12,7 +12,7 @@ from infra.local.replay.desk import Desk, Faults
 from infra.local.replay.finnhub import Finnhub
 from infra.local.replay.plans import PLANS, Plan, Turnstile
 from infra.local.replay.tapes import Tapes
-from shared.clock import Clock
+from shared.clock import Clock, format_instant
 
 
 class Market:
@@ -36,15 +36,16 @@ class Market:
         self._now = now
         tapes = Tapes(catalogue, now)
         self._desks = {
-            provider: Desk(provider=provider, plans=plans, turnstile=Turnstile(wall), faults=faults)
+            provider: Desk(provider=provider, plans=plans, turnstile=Turnstile(wall), wall=wall, faults=faults)
             for provider in ("alpha_vantage", "finnhub")
         }
         self._alpha_vantage = AlphaVantage(tapes, self._desks["alpha_vantage"])
         self._finnhub = Finnhub(tapes, self._desks["finnhub"])
 
     def routes(self) -> list[web.RouteDef]:
-        """Every path of both providers, to mount in an aiohttp application."""
-        return [web.get(PATH, self._alpha_vantage.query), *self._finnhub.routes()]
+        """Every path of both providers, and where people look, to mount in an aiohttp application."""
+        answers = web.get("/market/answers", self._show_answers)
+        return [web.get(PATH, self._alpha_vantage.query), *self._finnhub.routes(), answers]
 
     def progress(self, now: datetime | None = None) -> Progress:
         """How much of the catalogue has closed, by the market's now unless told otherwise."""
@@ -63,3 +64,11 @@ class Market:
         for provider, desk in self._desks.items():
             if provider in state:
                 desk.restore(state[provider])
+
+    async def _show_answers(self, request: web.Request) -> web.Response:
+        answers = [(at, provider, symbol) for provider, desk in self._desks.items() for at, symbol in desk.latest]
+        items = [
+            {"provider": provider, "symbol": symbol, "answered_at": format_instant(at)}
+            for at, provider, symbol in sorted(answers, reverse=True)
+        ]
+        return web.json_response({"items": items})

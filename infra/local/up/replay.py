@@ -1,5 +1,6 @@
 """From when to when the market is replayed, and how fast."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -69,9 +70,11 @@ def plan(wanted: Wanted, catalogue: Catalogue, *, saved: datetime | None, now: d
     Decide where the market begins and ends.
 
     Raises:
-        ConfigurationError: a date that is none, or an empty span.
+        ConfigurationError: a date or speed that is none, or an empty span.
 
     """
+    if not math.isfinite(wanted.speed):
+        raise ConfigurationError(f"--speed {wanted.speed} is no speed: write a number from 0 to 999999")
     closes = {key: [bar.closed_at for bar in one.bars] for key, one in catalogue.items() if one.bars}
     if not closes:
         raise ConfigurationError("the replay holds no bar at all: choose other symbols or another folder")

@@ -5,7 +5,6 @@ import contextlib
 import fcntl
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing import IO, Any
 
 from infra.local.cloud import DamagedStateError, read_saved_instant
 from infra.local.up import settings as local
+from infra.local.up.ports import check_app_port, cloud_port
 from infra.local.up.processes import Child
 from infra.local.up.replay import Plan, Wanted, newest_close, plan, read_catalogue
 from shared.clock import SystemClock, format_instant
@@ -123,10 +123,8 @@ class Supervisor:
             await self._cloud.stop()
 
     def _env(self) -> dict[str, str]:
-        env = local.merged(self._defaults, os.environ)
-        if self._setting and "MARKET_CLOCK" not in os.environ:
-            env["MARKET_CLOCK"] = self._setting
-        return env
+        clock = {"MARKET_CLOCK": self._setting} if self._setting else {}
+        return local.merged(self._defaults | clock, os.environ)
 
     async def _make_plan(self) -> Plan:
         wall = SystemClock()
@@ -219,17 +217,12 @@ class Supervisor:
         return [*arguments, "--symbols", "all" if everything else ",".join(self._plan.symbols)]
 
     def _prepare_ports(self) -> None:
-        if not _is_free(self._options.host, self._options.port):
-            raise ConfigurationError(
-                f"port {self._options.port} is taken: stop what listens there, or choose another with --port"
-            )
-        ports = range(self._options.port + 1, min(self._options.port + 50, 65_535) + 1)
-        free = next((port for port in ports if _is_free("127.0.0.1", port)), None)
-        if free is None:
-            raise ConfigurationError(f"no free port for the cloud behind {self._options.port}: choose another --port")
+        port = self._options.port
+        check_app_port(self._options.host, port)
+        free = cloud_port(port)
         self._cloud_url = f"http://127.0.0.1:{free}"
-        if free != self._options.port + 1:
-            self._say(f"port {self._options.port + 1} is taken; the cloud takes {free}")
+        if free != port + 1:
+            self._say(f"port {port + 1} is taken; the cloud takes {free}")
 
     @contextlib.contextmanager
     def _only_one(self) -> Any:  # noqa: ANN401 - a generator made a context manager
@@ -246,13 +239,3 @@ class Supervisor:
                     f"another troop up is using {self._data}: stop it, or choose another folder with --data"
                 ) from e
             yield
-
-
-def _is_free(host: str, port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-        return True

@@ -1,0 +1,195 @@
+"""openapi.json is the API: its routes, its keys, and what it really answers."""
+
+from collections.abc import Iterator
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import pytest
+import pytest_asyncio
+from jsonschema import Draft202012Validator, FormatChecker
+from openapi_spec_validator import OpenAPIV31SpecValidator, validate
+from referencing import Registry, Resource
+from referencing.jsonschema import DRAFT202012
+
+from tests.functions.running_app import Answer, App, Reply
+
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("app")]
+
+READS = {
+    "/health": {},
+    "/deadletters": {"limit": "5"},
+    "/openapi.json": {},
+    "/bars/{symbol}": {"limit": "20", "interval": "1d"},
+    "/quotes/{symbol}": {},
+    "/series/{symbol}": {},
+    "/watchlist": {},
+    "/signals": {"symbol": "WAVE", "limit": "100"},
+    "/alerts": {},
+    "/posts": {"kind": "digest"},
+    "/posts/{post_id}": {},
+    "/feed.xml": {},
+}
+"""A question to every GET; a route that is missing here fails the test of coverage."""
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def description(filled: App) -> dict[str, Any]:
+    """The description as the app serves it."""
+    return (await filled.get("/api/openapi.json")).json()
+
+
+def operations(description: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Method, path and operation of everything described."""
+    for path, item in description["paths"].items():
+        for method, operation in item.items():
+            yield method.upper(), path, operation
+
+
+def faults(description: dict[str, Any], schema: dict[str, Any], value: object) -> list[str]:
+    """What is wrong with a value by a schema of the description."""
+    resource = Resource.from_contents(description, default_specification=DRAFT202012)
+    rooted = {"$ref": f"openapi:{schema['$ref']}"} if "$ref" in schema else schema
+    registry: Registry[Any] = Registry().with_resource("openapi:", resource)
+    validator = Draft202012Validator(rooted, registry=registry, format_checker=FormatChecker())
+    return [f"{'/'.join(map(str, e.absolute_path))}: {e.message}" for e in validator.iter_errors(value)]
+
+
+async def ask(app: App, path: str, **query: str) -> Answer:
+    """Ask a described path with real names in it."""
+    posts = (await app.get("/api/posts", limit="1")).json()["items"]
+    whole = "/api" + path.replace("{symbol}", "WAVE").replace("{post_id}", posts[0]["post_id"])
+    return await app.ask("GET", whole, key=path == "/deadletters", **query)
+
+
+async def test_it_is_valid_openapi_3_1(description: dict[str, Any]) -> None:
+    """Any tool that reads OpenAPI 3.1 can read it."""
+    assert description["openapi"].startswith("3.1")
+    validate(description, cls=OpenAPIV31SpecValidator)
+    assert description["servers"] == [{"url": "http://127.0.0.1:7071/api"}], "PUBLIC_URL says where the API is"
+
+
+async def test_it_describes_the_routes_that_exist_and_no_other(description: dict[str, Any], app: App) -> None:
+    """Paths and methods are those of the HTTP functions; an operation is named as its function."""
+    described = {(method, path, operation["operationId"]) for method, path, operation in operations(description)}
+    assert described == {
+        (method, f"/{function.trigger['route']}", function.name)
+        for function in app.functions.values()
+        if function.trigger_type == "httpTrigger"
+        for method in function.trigger["methods"]
+    }
+
+
+async def test_security_stands_where_the_host_asks_for_a_key(description: dict[str, Any], app: App) -> None:
+    """An operation says that it needs the function key exactly if the host refuses a caller without."""
+    [scheme] = description["components"]["securitySchemes"]
+    for method, path, operation in operations(description):
+        refused = (await app.ask(method, "/api" + path.replace("{", "").replace("}", ""))).status == 401
+        assert operation.get("security", []) == ([{scheme: []}] if refused else []), path
+
+
+async def test_every_get_has_a_question_in_this_file(description: dict[str, Any]) -> None:
+    """No read is left out of the tests below."""
+    assert {path for method, path, _ in operations(description) if method == "GET"} == set(READS)
+
+
+@pytest.mark.parametrize("path", READS)
+async def test_what_a_read_answers_is_as_described(filled: App, description: dict[str, Any], path: str) -> None:
+    """After a small run every GET answers 200 with the described type, and JSON fits its schema."""
+    answer = await ask(filled, path, **READS[path])
+    [(content_type, content)] = description["paths"][path]["get"]["responses"]["200"]["content"].items()
+    assert (answer.status, answer.content_type) == (200, content_type), answer.text
+    if content_type.endswith("xml"):
+        assert len(list(ET.fromstring(answer.text))) > 3
+    else:
+        assert faults(description, content["schema"], answer.json()) == []
+
+
+@pytest.mark.parametrize("path", ["/bars/{symbol}", "/signals", "/alerts", "/posts", "/watchlist"])
+async def test_the_lists_have_items_to_judge(filled: App, description: dict[str, Any], path: str) -> None:
+    """The schemas are held against real items; one field less or of another type would be seen."""
+    answer = (await ask(filled, path)).json()
+    assert answer["items"]
+    schema = description["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+    field = next(iter(answer["items"][0]))
+    assert faults(description, schema, {**answer, "items": [{**answer["items"][0], field: {}}]})
+    del answer["items"][0][field]
+    assert faults(description, schema, answer)
+
+
+async def test_a_dead_letter_is_as_described(filled: App, description: dict[str, Any]) -> None:
+    """An event that nobody can use is shown with its reason."""
+    event = {"specversion": "1.0", "id": "no-signal", "source": "/stranger", "type": "signals.signal_raised.v1"}
+    assert (await filled.notify("alerts_on_signal_raised", {**event, "data": {"symbol": 7}})).status == 202
+    answer = (await ask(filled, "/deadletters")).json()
+    [item] = [item for item in answer["items"] if item["event_id"] == "no-signal"]
+    assert item["source"] == "alerts_on_signal_raised"
+    assert "signal_id: Field required" in item["reason"]
+    schema = description["paths"]["/deadletters"]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+    assert faults(description, schema, answer) == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("PUT", "/watchlist/{symbol}", 200), ("DELETE", "/watchlist/{symbol}", 200), ("POST", "/negotiate", 200)],
+)
+async def test_what_a_change_answers_is_as_described(
+    filled: App, description: dict[str, Any], method: str, path: str, status: int
+) -> None:
+    """The answers of PUT, DELETE and POST fit their schemas too."""
+    symbol = "DESCRIBED"
+    if method == "DELETE":
+        await filled.ask("PUT", f"/api/watchlist/{symbol}", key=True)
+    answer = await filled.ask(method, "/api" + path.replace("{symbol}", symbol), key=True)
+    content = description["paths"][path][method.lower()]["responses"][str(status)]["content"]["application/json"]
+    assert (answer.status, faults(description, content["schema"], answer.json())) == (status, [])
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/bars/ZZZZ", 404),
+        ("GET", "/bars/no symbol", 400),
+        ("GET", "/bars/WAVE?interval=1y", 400),
+        ("GET", "/quotes/ZZZZ", 404),
+        ("GET", "/series/ZZZZ", 404),
+        ("GET", "/signals?symbol=$", 400),
+        ("GET", "/signals?limit=0", 400),
+        ("GET", "/alerts?cursor=not-ours", 400),
+        ("GET", "/alerts?after=not-ours", 400),
+        ("GET", "/posts?kind=poem", 400),
+        ("GET", "/posts/none", 404),
+        ("DELETE", "/watchlist/ZZZZ", 404),
+        ("POST", "/negotiate?symbols=$", 400),
+    ],
+)
+async def test_every_refusal_is_a_problem_that_says_what_to_do(
+    filled: App, description: dict[str, Any], method: str, path: str, status: int
+) -> None:
+    """RFC 9457: the type of the content, the status inside as outside, and a sentence for a person."""
+    answer = await filled.ask(method, "/api" + path, key=True)
+    assert (answer.status, answer.content_type) == (status, "application/problem+json"), answer.text
+    schema = description["components"]["schemas"]["Problem"]
+    assert faults(description, {"$ref": "#/components/schemas/Problem"}, answer.json()) == []
+    assert set(schema["required"]) <= set(answer.json())
+    assert answer.json()["status"] == status
+    assert len(answer.json()["detail"]) > 10
+
+
+async def test_a_neighbour_that_is_down_makes_a_problem_with_a_time_to_come_back(
+    filled: App, description: dict[str, Any]
+) -> None:
+    """503 carries Retry-After, and the text names who is in trouble but no address."""
+    with filled.neighbours.trouble(signalr=Reply(503)):
+        answer = await filled.ask("POST", "/api/negotiate")
+    assert (answer.status, answer.content_type) == (503, "application/problem+json")
+    assert int(answer.headers["Retry-After"]) >= 1
+    assert "SignalR" in answer.json()["detail"]
+    assert filled.neighbours.url not in answer.text
+    assert faults(description, {"$ref": "#/components/schemas/Problem"}, answer.json()) == []
+
+
+async def test_an_unchanged_answer_is_not_sent_twice(filled: App) -> None:
+    """A read carries an ETag; who shows it again gets 304 and no body."""
+    first = await filled.get("/api/bars/WAVE", limit="3")
+    again = await filled.ask("GET", "/api/bars/WAVE", headers={"If-None-Match": first.headers["ETag"]}, limit="3")
+    assert (first.status, again.status, again.text) == (200, 304, "")
