@@ -8,7 +8,7 @@ import azure.functions as func
 from alerts.service import item_of
 from alerts.wiring import Wired
 from shared.http import AFTER, CURSOR, LIMIT, Api, Body, Page, Query, listed
-from shared.inbound import settle
+from shared.inbound import on_time, settle
 from signals.events import SignalRaised
 
 
@@ -71,7 +71,8 @@ def blueprint(alerts: Wired, api: Api) -> func.Blueprint:
     @bp.function_name("alerts_sweep")
     @bp.timer_trigger(arg_name="timer", schedule="%ALERTS_SWEEP_SCHEDULE%")
     async def alerts_sweep(timer: func.TimerRequest) -> None:
-        await service.sweep()
+        async with on_time("alerts_sweep"):
+            await service.sweep()
 
     @api.endpoint(
         bp,

@@ -1,5 +1,6 @@
-"""What Linux tells of processes: who is whose child, and how much memory it ever held."""
+"""What Linux tells of processes: who is whose child, how much memory it ever held, what it computed."""
 
+import os
 from pathlib import Path
 
 PROC = Path("/proc")
@@ -27,3 +28,12 @@ def peak_mb(pid: int) -> float:
     except OSError:
         return 0.0
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), 0.0)
+
+
+def cpu_seconds(pid: int) -> float:
+    """How long a process has computed; 0 when it is gone."""
+    try:
+        fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -3,7 +3,7 @@ How long the first event waits for a new process, and how long indexing takes.
 
 ``first_event_vs_bare``: a new process indexes the app and answers its first ``signals_on_bars_ingested`` (in
 SQLite lie as many bars as the strategies look back, the last of them raises a signal, which is published to a
-local topic), against bench/bare_app, a function that imports the same libraries and makes the same calls with nothing in between.
+local topic), against bench/bare_app: the same libraries and the same calls with nothing in between.
 ``index_vs_sdks``: a new process indexes the app, against one that imports the SDKs the app is built on.
 Both are ratios of medians; what is compared takes turns, and all byte code was written before.
 """

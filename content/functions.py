@@ -10,7 +10,7 @@ from content.models import Kind, Post
 from content.wiring import Wired
 from shared.errors import InvalidPayloadError
 from shared.http import AFTER, CURSOR, LIMIT, Api, Body, Page, Query, listed
-from shared.inbound import settle
+from shared.inbound import on_time, settle
 from signals.events import SignalRaised
 
 FEED_LENGTH = 50
@@ -57,12 +57,14 @@ def blueprint(content: Wired, api: Api) -> func.Blueprint:
     @bp.function_name("content_open_digests")
     @bp.timer_trigger(arg_name="timer", schedule="%CONTENT_DIGEST_SCHEDULE%")
     async def content_open_digests(timer: func.TimerRequest) -> None:
-        await service.open_digests()
+        async with on_time("content_open_digests"):
+            await service.open_digests()
 
     @bp.function_name("content_sweep")
     @bp.timer_trigger(arg_name="timer", schedule="%CONTENT_SWEEP_SCHEDULE%")
     async def content_sweep(timer: func.TimerRequest) -> None:
-        await service.sweep()
+        async with on_time("content_sweep"):
+            await service.sweep()
 
     @api.endpoint(
         bp,

@@ -138,6 +138,21 @@ class Documents(Protocol):
         ...
 
 
+class Expiry(Protocol):
+    """Storage whose expired documents, invisible already, are deleted when somebody asks."""
+
+    async def sweep_expired(self) -> int:
+        """Delete documents that have expired; the number of them."""
+        ...
+
+
+class ExpiresByItself:
+    """Storage that deletes what has expired without being asked, as Cosmos DB does."""
+
+    async def sweep_expired(self) -> int:
+        return 0
+
+
 def sort_key(instant: datetime, id: str = "") -> str:
     """The ``sort`` of a document; without an id, the position just before all of that instant."""
     return f"{sortable(instant)}|{id}"

@@ -1,4 +1,4 @@
-"""What every operator and client asks first: health, openapi.json, dead letters."""
+"""What every operator and client asks first: health, openapi.json, dead letters. And the sweep of what expired."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -8,6 +8,7 @@ import azure.functions as func
 
 from shared.documents import Document
 from shared.http import CURSOR, LIMIT, Api, Body, Page, cursor_of, limit_of, sort_of
+from shared.inbound import on_time
 from shared.wiring import Core
 
 
@@ -71,6 +72,12 @@ def blueprint(core: Core, api: Api) -> func.Blueprint:
     @api.endpoint(bp, "openapi", "openapi.json", summary="This description of the API.", answer=Description)
     async def openapi(req: func.HttpRequest) -> Description:
         return Description.model_validate(api.openapi(server=core.settings.public_url.rstrip("/")))
+
+    @bp.function_name("system_sweep")
+    @bp.timer_trigger(arg_name="timer", schedule="%SYSTEM_SWEEP_SCHEDULE%")
+    async def system_sweep(timer: func.TimerRequest) -> None:
+        async with on_time("system_sweep"):
+            await core.expiry.sweep_expired()
 
     return bp
 

@@ -6,7 +6,6 @@ A handler takes the request and returns a model (or a ready response); errors of
 
 import base64
 import hashlib
-import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -231,7 +230,7 @@ def limit_of(req: func.HttpRequest) -> int:
 
     """
     text = req.params.get("limit", "50")
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= PAGE_LIMIT):
+    if not (text.isascii() and text.isdigit() and len(text) <= 3 and 1 <= int(text) <= PAGE_LIMIT):
         raise InvalidPayloadError(f"limit must be a whole number from 1 to {PAGE_LIMIT}")
     return int(text)
 
@@ -317,8 +316,3 @@ def _openapi(endpoints: Sequence[Endpoint], server: str) -> dict[str, Any]:
             "securitySchemes": {"functionKey": {"type": "apiKey", "in": "header", "name": "x-functions-key"}},
         },
     }
-
-
-def json_response(body: object, *, status: int = 200) -> func.HttpResponse:
-    """A JSON answer that has no model."""
-    return func.HttpResponse(json.dumps(body), status_code=status, mimetype="application/json")

@@ -7,10 +7,12 @@ some neighbours want their key in it.
 
 import asyncio
 import logging
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 CONNECT = timedelta(seconds=2)
 TOTAL = timedelta(seconds=8)
+CONNECTIONS = 16
+"""To one neighbour, all of them kept: what comes on top waits for one of these."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,9 +66,11 @@ class HttpClient:
             import httpx
 
             _silence()
+            _remember_missing("sniffio")
             self._client = httpx.AsyncClient(
                 follow_redirects=False,
                 trust_env=False,
+                limits=httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS),
                 timeout=httpx.Timeout(self._total.total_seconds(), connect=self._connect.total_seconds()),
                 transport=self._transport() if self._transport else None,
             )
@@ -175,6 +181,12 @@ def _untraced() -> AbstractContextManager[None]:
     from opentelemetry.instrumentation.utils import suppress_http_instrumentation
 
     return suppress_http_instrumentation()
+
+
+def _remember_missing(module: str) -> None:
+    # httpcore tries to import it for every request, and Python would search every folder each time.
+    if module not in sys.modules and find_spec(module) is None:
+        sys.modules[module] = None  # type: ignore[assignment]  # documented to mean: there is none
 
 
 def _hushed(record: logging.LogRecord) -> bool:

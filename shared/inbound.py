@@ -104,6 +104,29 @@ async def _buried(event: CloudEvent, source: str, dead_letters: DeadLetters) -> 
         await dead_letters.bury(source, _storable(str(event.id)), f"{type(e).__name__}: {e}", _seen(event))
 
 
+@asynccontextmanager
+async def on_time(name: str) -> AsyncIterator[None]:
+    """
+    Run the body of a timer named *name* inside one span; what it raises leaves without detail.
+
+    Raises:
+        RedeliverError: any trouble; the next tick does what this one could not.
+
+    """
+    with span(name):
+        try:
+            yield
+        except TransientError as e:
+            log.info("timer.postponed", function=name, reason=str(e))
+            raise RedeliverError(type(e).__name__) from None
+        except ConfigurationError as e:
+            log.error("timer.blocked", function=name, reason=str(e))  # noqa: TRY400
+            raise RedeliverError("ConfigurationError") from None
+        except Exception:
+            log.exception("timer.failed", function=name)
+            raise RedeliverError("unexpected trouble: the log has it") from None
+
+
 def _seen(event: CloudEvent) -> dict[str, Any]:
     try:
         data = event.get_json()

@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, NonNegativeInt, Pos
 
 from shared.clock import MarketTime, parse_instant
 from shared.errors import ConfigurationError
+from shared.sealing import parse_keys
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -62,6 +63,10 @@ class Settings(BaseModel):
     alerts_sweep_schedule: _Text = "*/15 * * * * *"
     content_digest_schedule: _Text = "*/30 * * * * *"
     content_sweep_schedule: _Text = "*/30 * * * * *"
+    system_sweep_schedule: _Text = "0 */10 * * * *"
+
+    # what addresses of subscribers are sealed with at rest: id1:base64,id2:base64; the first seals, all open
+    endpoint_keys: SecretStr = SecretStr("")
 
     # how long a claimed delivery belongs to its instance; an attempt may take half of it
     alerts_lease_seconds: PositiveInt = 30
@@ -87,6 +92,7 @@ class Settings(BaseModel):
             raise ConfigurationError(_explain(e)) from None
         settings.market_time()
         settings.live_from_instant()
+        parse_keys(settings.endpoint_keys.get_secret_value())
         return settings
 
     def market_time(self) -> MarketTime | None:
@@ -106,12 +112,19 @@ class Settings(BaseModel):
         return ROOT / path
 
     def secrets(self) -> list[str]:
-        """Every secret value that is set: what must never be seen anywhere."""
-        return [
+        """Every secret value that is set, and the secret part of those that are more: what is never shown."""
+        whole = [
             value.get_secret_value()
             for name in type(self).model_fields
             if isinstance(value := getattr(self, name), SecretStr) and value.get_secret_value()
         ]
+        parts = [
+            part.partition("=")[2]
+            for text in whole
+            for part in text.split(";")
+            if part.lower().startswith(("accesskey=", "instrumentationkey="))
+        ]
+        return [*whole, *parts, *(url.rstrip("/").rpartition("/")[2] for url in whole if "/webhooks/" in url)]
 
 
 def _explain(e: ValidationError) -> str:

@@ -10,9 +10,12 @@ import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shared.errors import TransientError
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import SpanProcessor
 
 _PATTERNS = (
     (re.compile(r"(?i)\b(apikey|api_key|token|access_token|code|sig|key|secret|password)=([^&\s\"']+)"), r"\1=***"),
@@ -21,22 +24,26 @@ _PATTERNS = (
     (re.compile(r"(?i)(detected your API key as)\s+\S+"), r"\1 ***"),
     (re.compile(r"(?i)\b(AccessKey|InstrumentationKey)=([^;\s]+)"), r"\1=***"),
 )
-_secrets: list[str] = []
+_secrets: set[str] = set()
+_guard: dict[str, re.Pattern[str] | None] = {"known": None}
+
+SHORTEST_SECRET = 4
+"""What is shorter would be found in ordinary words."""
 
 HEADERS = ("traceparent", "tracestate")
 
 
 def guard(secrets: Iterable[str]) -> None:
-    """Never show any of *secrets* from now on, wherever it appears."""
-    known = {s for s in (*_secrets, *secrets) if len(s) >= 4}
-    _secrets[:] = sorted(known, key=len, reverse=True)
+    """Never show any of *secrets* from now on, wherever it appears, in capitals or not."""
+    _secrets.update(s for s in secrets if len(s) >= SHORTEST_SECRET)
+    longest_first = sorted(_secrets, key=len, reverse=True)
+    _guard["known"] = re.compile("|".join(map(re.escape, longest_first)), re.IGNORECASE) if longest_first else None
 
 
 def redact(text: str) -> str:
     """The text without known secrets and without anything that looks like one."""
-    for secret in _secrets:
-        if secret in text:
-            text = text.replace(secret, "***")
+    if known := _guard["known"]:
+        text = known.sub("***", text)
     for pattern, shown in _PATTERNS:
         text = pattern.sub(shown, text)
     return text
@@ -45,7 +52,8 @@ def redact(text: str) -> str:
 def _safe(value: object) -> object:
     if value is None or isinstance(value, bool | int | float):
         return value
-    return redact(str(value))
+    # What senders put into an event may be no text (half a surrogate pair): no handler could write it.
+    return redact(str(value)).encode(errors="backslashreplace").decode()
 
 
 class Log:
@@ -99,7 +107,35 @@ def configure(*, connection_string: str, level: str, secrets: Iterable[str]) -> 
     if connection_string:
         from azure.monitor.opentelemetry import configure_azure_monitor
 
-        configure_azure_monitor(connection_string=connection_string, enable_live_metrics=False)
+        configure_azure_monitor(
+            connection_string=connection_string,
+            enable_live_metrics=False,
+            span_processors=[redacting_processor()],  # before the exporter's own
+        )
+
+
+def redacting_processor() -> "SpanProcessor":
+    """
+    A span processor that takes secrets out of every span, those of libraries too, before an exporter sees it.
+
+    OpenTelemetry's spans are read-only when they have ended, so it replaces what they hold.
+    """
+    from opentelemetry.sdk.trace import Event, ReadableSpan, SpanProcessor
+    from opentelemetry.trace import Status
+
+    class Redactor(SpanProcessor):
+        def on_end(self, span: ReadableSpan) -> None:
+            span._name = redact(span.name)  # noqa: SLF001
+            span._attributes = _clean(span.attributes)  # noqa: SLF001
+            span._events = [Event(e.name, _clean(e.attributes), e.timestamp) for e in span.events]  # noqa: SLF001
+            if span.status.description:
+                span._status = Status(span.status.status_code, redact(span.status.description))  # noqa: SLF001
+
+    return Redactor()
+
+
+def _clean(attributes: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {name: redact(value) if isinstance(value, str) else value for name, value in (attributes or {}).items()}
 
 
 def _redact_every_record() -> None:

@@ -7,7 +7,7 @@ from datetime import timedelta
 from shared.adapters.event_grid import EventGridPublisher
 from shared.adapters.sqlite import SQLiteDocuments
 from shared.clock import Clock, MarketClock, SystemClock
-from shared.documents import Documents
+from shared.documents import Documents, ExpiresByItself, Expiry
 from shared.errors import ConfigurationError
 from shared.events import EventPublisher
 from shared.inbound import DeadLetters
@@ -20,6 +20,7 @@ from shared.market.registry import windows_of
 from shared.market.service import Market
 from shared.market.stores import Bars, Quotes, SeriesStore
 from shared.market.throttle import Throttle
+from shared.migrations import Migrated
 from shared.settings import ROOT, Settings
 
 VERSION = "0.1.0"
@@ -33,6 +34,7 @@ class Core:
     wall: Clock
     market_clock: Clock
     documents: Documents
+    expiry: Expiry
     publisher: EventPublisher
     dead_letters: DeadLetters
     market: Market
@@ -48,7 +50,8 @@ def wire_core(settings: Settings) -> Core:
 
     """
     wall = SystemClock()
-    documents = _documents(settings.documents_url, wall)
+    store = open_documents(settings.documents_url, wall)
+    documents = Migrated(store, wall, app=VERSION)
     publisher = EventGridPublisher(settings.event_grid_topic_endpoint, settings.event_grid_topic_key)
     market_clock = MarketClock(wall, settings.market_time())
     return Core(
@@ -56,6 +59,7 @@ def wire_core(settings: Settings) -> Core:
         wall=wall,
         market_clock=market_clock,
         documents=documents,
+        expiry=store if isinstance(store, SQLiteDocuments) else ExpiresByItself(),
         publisher=publisher,
         dead_letters=DeadLetters(documents, wall),
         market=wire_market(settings, wall, market_clock, documents, publisher),
@@ -116,7 +120,14 @@ def _providers(
     return [known[name] for name in names]
 
 
-def _documents(url: str, wall: Clock) -> Documents:
+def open_documents(url: str, wall: Clock) -> Documents:
+    """
+    The storage that a DOCUMENTS_URL names, as it is: documents of any version.
+
+    Raises:
+        ConfigurationError: it names none.
+
+    """
     scheme, _, path = url.partition(":")
     if scheme != "sqlite" or not path:
         raise ConfigurationError("DOCUMENTS_URL names no storage: write sqlite:FILE, such as sqlite:.troop/app.db")

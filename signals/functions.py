@@ -6,7 +6,7 @@ from datetime import datetime
 import azure.functions as func
 
 from shared.http import AFTER, CURSOR, LIMIT, Api, Body, Page, Query, listed
-from shared.inbound import settle
+from shared.inbound import on_time, settle
 from shared.market.events import BarsIngested
 from shared.market.models import symbol_of
 from signals.wiring import Wired
@@ -47,7 +47,8 @@ def blueprint(signals: Wired, api: Api) -> func.Blueprint:
     @bp.function_name("signals_ingest")
     @bp.timer_trigger(arg_name="timer", schedule="%SIGNALS_INGEST_SCHEDULE%")
     async def signals_ingest(timer: func.TimerRequest) -> None:
-        await service.ingest()
+        async with on_time("signals_ingest"):
+            await service.ingest()
 
     @bp.function_name("signals_on_bars_ingested")
     @bp.event_grid_trigger(arg_name="event")
@@ -58,7 +59,8 @@ def blueprint(signals: Wired, api: Api) -> func.Blueprint:
     @bp.function_name("signals_sweep")
     @bp.timer_trigger(arg_name="timer", schedule="%SIGNALS_SWEEP_SCHEDULE%")
     async def signals_sweep(timer: func.TimerRequest) -> None:
-        await service.sweep()
+        async with on_time("signals_sweep"):
+            await service.sweep()
 
     @api.endpoint(
         bp,

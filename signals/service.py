@@ -1,6 +1,7 @@
 """What the signals domain does: bring bars in, evaluate them, tell of signals."""
 
 import asyncio
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -11,7 +12,7 @@ from shared.documents import Document
 from shared.errors import StaleError
 from shared.events import EventPublisher
 from shared.market.events import BarsIngested
-from shared.market.models import Columns, instant_of
+from shared.market.models import Columns, instant_of, minute_of
 from shared.market.service import Market
 from shared.market.stores import Series
 from shared.telemetry import get_logger, span
@@ -136,9 +137,7 @@ class SignalService:
 
 
 def _first_after(columns: Columns, through: datetime | None) -> int:
-    if through is None:
-        return 0
-    return sum(1 for minute in columns.closed if instant_of(minute) <= through)
+    return 0 if through is None else bisect_right(columns.closed, minute_of(through))
 
 
 def _event(s: Signal) -> SignalRaised:

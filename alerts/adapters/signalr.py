@@ -4,6 +4,7 @@ Azure SignalR Service in serverless mode, over its REST data plane (api-version 
 Not the output binding: a delivery is recorded only after the service took it.
 """
 
+import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -73,8 +74,11 @@ class SignalRChannel:
 
     async def send(self, alert: Alert, item: Mapping[str, Any]) -> str | None:
         body = json.dumps({"target": TARGET, "arguments": [item]}).encode()
-        for group in (f"symbols/{alert.symbol}", "symbols/all"):
-            await self._call("POST", f"/api/hubs/{HUB}/groups/{quote(group, safe='')}/:send", body)
+        groups = (f"symbols/{alert.symbol}", "symbols/all")
+        paths = [f"/api/hubs/{HUB}/groups/{quote(group, safe='')}/:send" for group in groups]
+        ended = await asyncio.gather(*(self._call("POST", path, body) for path in paths), return_exceptions=True)
+        for trouble in filter(None, ended):
+            raise trouble
         return None
 
     def connection(self, user_id: str) -> Connection:

@@ -8,6 +8,7 @@ import os
 import sqlite3
 import uuid
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import azure.functions as func
 import numpy as np
@@ -69,18 +70,19 @@ async def signals_on_bars_ingested(event: func.CloudEvent) -> None:
             await _tell(db, told, columns["close"][-1], entry, direction, strength, features)
         body = json.loads(series[7]) | {"evaluated_through": told.last_closed_at.isoformat()}
         db.execute(
-            "UPDATE documents SET etag=?, body=?, due_at=? WHERE container='series' AND partition=? AND id=? AND etag=?",
+            "UPDATE documents SET etag=?, body=?, due_at=? "
+            "WHERE container='series' AND partition=? AND id=? AND etag=?",
             (uuid.uuid4().hex, json.dumps(body), _text(told.last_closed_at + timedelta(days=1)), key, key, series[6]),
         )
 
 
-def _rows(db: sqlite3.Connection, where: str, *values: object) -> list[tuple]:
+def _rows(db: sqlite3.Connection, where: str, *values: object) -> list[Any]:
     columns = "id, partition, sort, due_at, expires_at, schema, etag, body"
     return db.execute(f"SELECT {columns} FROM documents WHERE container=? AND {where}", values).fetchall()
 
 
 def _columns(db: sqlite3.Connection, key: str) -> dict[str, np.ndarray]:
-    pages: list[dict] = []
+    pages: list[dict[str, Any]] = []
     after, limit = "~", 2
     while sum(len(page["close"]) for page in pages) < LOOKBACK:
         rows = _rows(db, "partition=? AND sort<? ORDER BY sort DESC LIMIT ?", "bars", key, after, limit)
@@ -107,7 +109,8 @@ def _look(columns: dict[str, np.ndarray]) -> list[tuple[str, str, float, dict[st
     if rsi[-2] < 30 <= rsi[-1] or rsi[-2] > 70 >= rsi[-1]:
         way = "long" if rsi[-2] < 30 else "short"
         found.append(("rsi-14", way, 0.5, {"rsi": rsi[-1], "rsi_before": rsi[-2]}))
-    upper, _, lower = talib.BBANDS(close[-21:], 20, 2.0, 2.0, 0)
+    simple: Any = 0
+    upper, _, lower = talib.BBANDS(close[-21:], 20, 2.0, 2.0, simple)
     times = volume[-1] / talib.SMA(volume[-21:], 20)[-2]
     for way, now, before in (
         ("long", close[-1] > upper[-1], close[-2] > upper[-2]),
@@ -128,7 +131,7 @@ async def _tell(
     features: dict[str, float],
 ) -> None:
     now = datetime.now(UTC)
-    name = "|".join([entry, told.symbol, told.interval, told.last_closed_at.isoformat()])
+    name = f"{entry}|{told.symbol}|{told.interval}|{told.last_closed_at.isoformat()}"
     signal = SignalRaised(
         occurred_at=told.last_closed_at,
         recorded_at=now,

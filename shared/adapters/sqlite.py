@@ -11,6 +11,7 @@ import json
 import random
 import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,13 @@ from shared.errors import (
     UnavailableError,
 )
 
-SCHEMA = 1
+SCHEMA = 2
+"""The newest layout of the file; every older one works too, until `troop db migrate` brings it up to date."""
 BUSY_TRIES = 60
+SWEEP_LIMIT, SWEEP_CHUNK = 10_000, 500
 
-_CREATE = """
+LAYOUT = {
+    1: """
 CREATE TABLE IF NOT EXISTS documents (
   container TEXT NOT NULL, partition TEXT NOT NULL, id TEXT NOT NULL,
   sort TEXT NOT NULL, due_at TEXT, expires_at TEXT, schema INTEGER NOT NULL, etag TEXT NOT NULL, body TEXT NOT NULL,
@@ -38,9 +42,15 @@ CREATE TABLE IF NOT EXISTS documents (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS documents_by_partition ON documents (container, partition, sort);
 CREATE UNIQUE INDEX IF NOT EXISTS documents_by_sort ON documents (container, sort);
-CREATE INDEX IF NOT EXISTS documents_by_due_at ON documents (container, due_at) WHERE due_at IS NOT NULL;
-"""
+CREATE INDEX IF NOT EXISTS documents_by_due_at ON documents (container, due_at) WHERE due_at IS NOT NULL
+""",
+    2: """
+CREATE INDEX IF NOT EXISTS documents_by_expires_at ON documents (expires_at) WHERE expires_at IS NOT NULL
+""",
+}
+"""Layout → the statements that make it from the one before."""
 _COLUMNS = "id, partition, sort, due_at, expires_at, schema, etag, body"
+_CONTAINERS = "SELECT DISTINCT container FROM documents ORDER BY container"
 _ALIVE = "(expires_at IS NULL OR expires_at > ?)"
 
 type _Row = tuple[str, str, str, str | None, str | None, int, str, str]
@@ -133,6 +143,24 @@ class SQLiteDocuments:
             (container, sortable(before), sortable(self._wall.now()), limit),
         )
         return [_document(row) for row in rows]
+
+    async def containers(self) -> list[str]:
+        """The containers that hold anything."""
+        return [name for (name,) in await self._busy(lambda db: db.execute(_CONTAINERS).fetchall())]
+
+    async def sweep_expired(self, *, limit: int = SWEEP_LIMIT) -> int:
+        """
+        Delete up to *limit* documents that have expired; the number of them.
+
+        In a thread, over a connection of its own and in short transactions: neither the loop nor a writer waits.
+        """
+        now = sortable(self._wall.now())
+        if self._path == ":memory:":
+            return await self._busy(lambda db: _sweep(db, now, limit))
+        try:
+            return await asyncio.to_thread(self._sweep_file, now, limit)
+        except sqlite3.DatabaseError as e:
+            raise self._trouble(e) from e
 
     async def close(self) -> None:
         if self._connection is not None:
@@ -228,7 +256,7 @@ class SQLiteDocuments:
         self._make_folder()
         db = sqlite3.connect(self._path, timeout=0, isolation_level=None, check_same_thread=False)
         try:
-            if db.execute("PRAGMA user_version").fetchone()[0] == SCHEMA:
+            if 0 < db.execute("PRAGMA user_version").fetchone()[0] <= SCHEMA:
                 db.execute("PRAGMA synchronous=NORMAL")
                 return db
             db.execute("PRAGMA journal_mode=WAL")
@@ -240,14 +268,18 @@ class SQLiteDocuments:
                     f"{self._path} was written by a newer version (schema {version}, this one knows {SCHEMA}): "
                     "update the app, or give it another file"
                 )
-            for statement in _CREATE.split(";"):
-                db.execute(statement)
-            db.execute(f"PRAGMA user_version={SCHEMA}")
+            if version == 0:  # otherwise another process made it between the two looks
+                lay_out(db, since=0)
             db.execute("COMMIT")
         except BaseException:
             db.close()
             raise
         return db
+
+    def _sweep_file(self, now: str, limit: int) -> int:
+        with closing(self._connect()) as db:
+            db.execute("PRAGMA busy_timeout=2000")  # a thread may wait
+            return _sweep(db, now, limit)
 
     def _make_folder(self) -> None:
         if self._path == ":memory:":
@@ -261,11 +293,34 @@ class SQLiteDocuments:
         text = str(e)
         if "not a database" in text or "malformed" in text or "corrupt" in text:
             return ConfigurationError(
-                f"{self._path} is damaged ({text}): move it away and start again, or put a backup in its place"
+                f"{self._path} is damaged ({text}): move it away and start again, or put a backup in its place; "
+                "`troop db check` says what can be saved, `troop db restore` takes a backup"
             )
         if "unable to open" in text or "readonly" in text:
             return ConfigurationError(f"{self._path} cannot be written: check who may write the file and its folder")
         return UnavailableError(f"{self._path}: {text}")
+
+
+def lay_out(db: sqlite3.Connection, *, since: int) -> None:
+    """Bring a file of layout *since* to the newest, inside the caller's transaction."""
+    for layout in range(since + 1, SCHEMA + 1):
+        for statement in LAYOUT[layout].split(";"):
+            db.execute(statement)
+    db.execute(f"PRAGMA user_version={SCHEMA}")
+
+
+def _sweep(db: sqlite3.Connection, now: str, limit: int) -> int:
+    swept = 0
+    while swept < limit:
+        gone = db.execute(
+            "DELETE FROM documents WHERE (container, partition, id) IN "
+            "(SELECT container, partition, id FROM documents WHERE expires_at <= ? LIMIT ?)",
+            (now, min(SWEEP_CHUNK, limit - swept)),
+        ).rowcount
+        swept += gone
+        if gone < SWEEP_CHUNK:
+            break
+    return swept
 
 
 def _is_busy(e: sqlite3.OperationalError) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from shared.errors import NotEntitledError, PermanentError, RateLimitedError, TransientError, UnknownSymbolError
+from shared.errors import NotEntitledError, PermanentError, RateLimitedError, UnknownSymbolError
 from shared.market.models import Fetched, Interval, Quote
 from shared.market.ports import Provider
 from shared.market.throttle import Throttle
@@ -22,7 +22,8 @@ class Fetcher:
     """
     Asks providers in order of preference, each under its throttle.
 
-    A series stays with the provider that answered first: adjusted and raw prices never mix.
+    A series stays with the provider that answered first, because adjusted and raw prices never mix. So only a
+    lasting no leads to the next provider; what passes by itself is waited for.
     """
 
     providers: Sequence[Provider]
@@ -38,7 +39,14 @@ class Fetcher:
         ConfigurationError.
         """
         able = [p for p in self.providers if provider in (None, p.name)]
-        return await self._first(able, lambda p: p.bars(symbol, interval, since=since, now=now), symbol)
+
+        async def some(p: Provider) -> Fetched:
+            fetched = await p.bars(symbol, interval, since=since, now=now)
+            if not fetched.bars and p is not able[0]:
+                raise UnknownSymbolError(f"{p.name} has no bars of {symbol}")  # a stand-in's silence proves nothing
+            return fetched
+
+        return await self._first(able, some, symbol)
 
     async def quote(self, symbol: str) -> Quote:
         """Fetch the last price; quotes are cheapest where they are not also history, so the order is reversed."""
@@ -49,7 +57,7 @@ class Fetcher:
         for provider in able:
             try:
                 return await retry(lambda provider=provider: self._ask(provider, call), attempts=2)  # type: ignore[misc]
-            except (NotEntitledError, UnknownSymbolError, TransientError) as e:
+            except (NotEntitledError, UnknownSymbolError) as e:
                 log.info("provider.passed_over", provider=provider.name, symbol=symbol, reason=str(e))
                 # The answer of the first choice is the one to report: the others only stood in.
                 trouble = trouble or e

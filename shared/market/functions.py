@@ -7,6 +7,7 @@ from typing import Any
 import azure.functions as func
 
 from shared.http import CURSOR, LIMIT, Api, Body, Page, Query
+from shared.inbound import on_time
 from shared.market.models import symbol_of
 from shared.market.service import Market
 
@@ -98,7 +99,8 @@ def blueprint(market: Market, api: Api) -> func.Blueprint:
     @bp.function_name("market_refresh_quotes")
     @bp.timer_trigger(arg_name="timer", schedule="%MARKET_QUOTES_SCHEDULE%")
     async def market_refresh_quotes(timer: func.TimerRequest) -> None:
-        await market.ingest.refresh_quotes()
+        async with on_time("market_refresh_quotes"):
+            await market.ingest.refresh_quotes()
 
     @api.endpoint(
         bp,

@@ -183,6 +183,7 @@ class Ingest:
         closed = [b for b in fetched.bars if b.closed_at <= now]
         if newest and _was_revised(newest.columns, closed):
             series, closed = await self._revise(series, now)
+            newest = None
         new = [b for b in closed if stored is None or b.closed_at > stored]
         if not new:
             await self._miss(series, now, fetched)
@@ -191,7 +192,7 @@ class Ingest:
             series = await self.series.save(
                 replace(series, provider=fetched.provider, adjustment=fetched.adjustment, misses=0, trouble=None)
             )
-        await self.bars.append(series.key, series.interval, series.revision, closed)
+        await self.bars.append(series.key, series.interval, series.revision, closed, behind=newest)
         log.info("bars.stored", series=series.key, count=len(new), through=format_instant(new[-1].closed_at))
         await self._tell(series, new[0].closed_at, new[-1].closed_at, len(new))
 

@@ -1,6 +1,7 @@
 """The market room's own words over Documents: series, bars, quotes, and what the watchlist file said last."""
 
 from array import array
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -172,20 +173,24 @@ class Bars:
     async def newest(self, key: str, revision: int) -> BarPage | None:
         """The page that is still being filled."""
         after: str | None = None
-        while documents := await self._documents.page(BARS, key, after=after, newest_first=True, limit=4):
+        limit = 1  # nearly always the one; pages of other revisions may lie before it
+        while documents := await self._documents.page(BARS, key, after=after, newest_first=True, limit=limit):
             for document in documents:
                 if document.body["revision"] == revision:
                     return _page(document)
-            after = documents[-1].sort
+            after, limit = documents[-1].sort, 8
         return None
 
-    async def append(self, key: str, interval: Interval, revision: int, bars: Sequence[Bar]) -> None:
+    async def append(
+        self, key: str, interval: Interval, revision: int, bars: Sequence[Bar], *, behind: BarPage | None = None
+    ) -> None:
         """
         Store *bars* behind what is there, oldest first; bars already stored are left as they are.
 
+        *behind* is the newest page where the caller has just read it; without it the page is read here.
         Raises ConflictError or StaleError when another process appended at the same moment: read again.
         """
-        last = await self.newest(key, revision)
+        last = behind or await self.newest(key, revision)
         stored = last.columns.closed[-1] if last else None
         fresh = [b for b in bars if stored is None or minute_of(b.closed_at) > stored]
         operations: list[Operation] = []
@@ -223,10 +228,8 @@ class Bars:
         closed = columns.closed
         end = len(closed)
         if through is not None:
-            limit = minute_of(through)
-            while end and closed[end - 1] > limit:
-                end -= 1
-        new = 0 if first_new is None else sum(1 for minute in closed[:end] if minute <= first_new)
+            end = bisect_right(closed, minute_of(through))
+        new = 0 if first_new is None else bisect_right(closed, first_new, 0, end)
         return columns[max(0, new - lookback) : end]
 
     async def latest(self, key: str, revision: int, *, before: str | None, count: int) -> Columns:
@@ -315,7 +318,7 @@ class Bars:
 
 
 def _older(page: BarPage, first_new: int | None) -> int:
-    return 0 if first_new is None else sum(1 for minute in page.columns.closed if minute <= first_new)
+    return 0 if first_new is None else bisect_right(page.columns.closed, first_new)
 
 
 def _page(document: Document) -> BarPage:

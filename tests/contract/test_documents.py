@@ -322,8 +322,10 @@ class TestDue:
     async def test_longest_due_first_and_nothing_early(self, store):
         """A sweep gets what is owed by now, the oldest debt first, over all partitions."""
         for partition, seconds in (("p", 2), ("q", 0), ("r", 1), ("s", 3)):
+            place = WALL - timedelta(seconds=seconds)  # the list's order says nothing about the debt's
             await store.create(
-                THINGS, a_document(f"{seconds}", partition=partition, due_at=WALL + timedelta(seconds=seconds))
+                THINGS,
+                a_document(f"{seconds}", partition=partition, at=place, due_at=WALL + timedelta(seconds=seconds)),
             )
         await store.create(THINGS, a_document("owes nothing"))
 

@@ -251,9 +251,8 @@ class App:
         answers: list[Answer] = []
         while self.neighbours.events:
             event = self.neighbours.events.pop(0)
-            for subscription in self._subscriptions:
-                if event["type"] in subscription.event_types:
-                    answers.append(await self.notify(subscription.function, event))
+            woken = [s.function for s in self._subscriptions if event["type"] in s.event_types]
+            answers += [await self.notify(function, event) for function in woken]
         return answers
 
     def watch(self, *symbols: str) -> None:

@@ -23,7 +23,7 @@ from shared.adapters.sqlite import SQLiteDocuments
 from shared.clock import SystemClock
 from shared.documents import Document, sort_key
 from shared.market.ingest import Ingest
-from shared.telemetry import redact
+from shared.telemetry import redact, redacting_processor
 from tests.functions.running_app import HANGS_UP, HOST_KEYS, NOW, SECRETS, Answer, App, Reply, waves
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("app")]
@@ -122,6 +122,7 @@ def everything_traced(spans: list[str]) -> Iterator[None]:
     if not isinstance(provider, TracerProvider):
         provider = TracerProvider()
         trace.set_tracer_provider(provider)
+    provider.add_span_processor(redacting_processor())
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     HTTPXClientInstrumentor().instrument()
     azure_settings.tracing_implementation = "opentelemetry"
@@ -332,19 +333,16 @@ async def test_a_secret_in_the_envelope_of_an_event_is_not_shown(app: App, evide
 # --- known gaps: each is strict, so that whoever closes one has to take its mark away
 
 
-@pytest.mark.xfail(strict=True, reason="redact() knows a connection string and a webhook's address only as a whole")
 async def test_a_secret_inside_a_setting_is_a_secret_too(evidence: Evidence) -> None:
     """The access key of a connection string and the token of a webhook are taken out wherever they stand alone."""
     assert leaks(redact(f"refused: {ALL_SECRETS}")) == set()
 
 
-@pytest.mark.xfail(strict=True, reason="redact() looks for a secret in its own capitals only")
 async def test_a_secret_in_other_capitals_is_a_secret_too(app: App, evidence: Evidence) -> None:
     """A provider that repeats a key does not always repeat its capitals."""
     assert leaks(redact(" ".join(app.secrets).upper())) == set()
 
 
-@pytest.mark.xfail(strict=True, reason="nothing stands between a timer and the host, as settle() does for events")
 async def test_a_bug_in_a_timer_leaves_no_secret_with_the_host(app: App, evidence: Evidence) -> None:
     """The host logs what a function raises, so that text names a kind of trouble and nothing else."""
 
@@ -358,7 +356,6 @@ async def test_a_bug_in_a_timer_leaves_no_secret_with_the_host(app: App, evidenc
     assert leaks(outcome.error) == set()
 
 
-@pytest.mark.xfail(strict=True, reason="the Azure SDK's own span repeats the answer, and no span processor redacts it")
 async def test_what_the_topic_repeats_is_not_traced(app: App, evidence: Evidence) -> None:
     """A span of a library is held to the same rule as ours."""
     spans: list[str] = []
@@ -403,6 +400,7 @@ async def test_a_leak_is_found_in_every_place(tmp_path: Path) -> None:
     Recorder(found.logs).emit(raw)
 
     provider, exporter = TracerProvider(), InMemorySpanExporter()
+    provider.add_span_processor(redacting_processor())
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     with provider.get_tracer("x").start_as_current_span("x", attributes={"url.full": f"http://x/?token={secret}"}):
         pass

@@ -265,9 +265,9 @@ def _package_file(distribution: str, inside: str) -> Path:
 
 
 def _unknown(symbols: Sequence[str], interval: Interval, known: Sequence[str]) -> ConfigurationError:
+    some = ", ".join(known[:12]) + (f" … and {len(known) - 12} more" if len(known) > 12 else "")
     return ConfigurationError(
-        f"no data package has {', '.join(symbols)} at {interval}. "
-        f"At {interval} there is: {', '.join(known)}. "
+        f"no data package has {', '.join(symbols)} at {interval}. At {interval} there is: {some}. "
         "AAPL alone has 1h and 1m; for anything else replay a folder of your own"
     )
 

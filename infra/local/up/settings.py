@@ -42,6 +42,7 @@ def embedded(place: Place, *, time: MarketTime | None, live_from: str, plan: str
         "ALERTS_SWEEP_SCHEDULE": "*/2 * * * * *",
         "CONTENT_DIGEST_SCHEDULE": "*/2 * * * * *",
         "CONTENT_SWEEP_SCHEDULE": "*/2 * * * * *",
+        "SYSTEM_SWEEP_SCHEDULE": "0 */10 * * * *",
         "ALERTS_LEASE_SECONDS": "10",
         "CONTENT_DIGEST_SETTLE_SECONDS": "5",
     }

@@ -17,7 +17,7 @@ from infra.local.up import settings as local
 from infra.local.up.ports import check_app_port, cloud_port
 from infra.local.up.processes import Child
 from infra.local.up.replay import Plan, Wanted, newest_close, plan, read_catalogue
-from shared.clock import SystemClock, format_instant
+from shared.clock import SystemClock, format_instant, parse_instant
 from shared.errors import ConfigurationError, InvalidPayloadError, TroopError
 from shared.settings import ROOT, Settings
 
@@ -178,8 +178,10 @@ class Supervisor:
         progress = clock["progress"]
         if self._options.quiet or not self._plan or not progress:
             return
+        first, end = self._plan.live_from, self._plan.time.end or self._plan.live_from
+        gone = (parse_instant(clock["now"]) - first) / (end - first) if end > first else 1.0
         text = (
-            f"market {clock['now'][:10]}  {progress['fraction']:4.0%}  "
+            f"market {clock['now'][:10]}  {min(max(gone, 0), 1):4.0%}  "
             f"{progress['bars_closed']:,} of {progress['bars']:,} bars closed"
         )
         if sys.stdout.isatty():

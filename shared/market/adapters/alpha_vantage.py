@@ -138,7 +138,11 @@ class AlphaVantage:
         if not has_splits and (since is None or _may_have_split(found, rows.market, since=since, now=now)):
             await self._permit()
             splits = await self._splits(symbol, [label for label, _ in found])
+        # The last bar of those known before is looked at again: it shows a revision.
+        known = since.astimezone(rows.market.zone).date().isoformat() if since else ""
         for label, row in found:
+            if label < known:
+                continue
             try:
                 day = date.fromisoformat(label)
             except ValueError:

@@ -5,7 +5,7 @@ from typing import Any
 
 from content.adapters.documents import PostDocuments
 from content.logic.rendering import render_digest
-from content.models import Kind, Post, digest_post_id
+from content.models import Kind, Post, Text, digest_post_id, signal_post_id
 from content.service import DIGEST_DELAY, GRACE, ContentService
 from shared.clock import StoppedClock
 from shared.market.sessions import EXCHANGE, calendar
@@ -14,6 +14,23 @@ from tests.standins import CLOSE, Storage, Topic
 
 SESSION = date(2012, 11, 21)
 SETTLE = timedelta(seconds=60)
+
+
+def a_post(name: str = "s1", **changes: Any) -> Post:
+    """A post of the signal *name*; every field can be given."""
+    fields: dict[str, Any] = {
+        "post_id": signal_post_id(name),
+        "kind": Kind.SIGNAL,
+        "version": 1,
+        "session": SESSION,
+        "symbols": ["AAPL"],
+        "signal_ids": [name],
+        "text": Text(title="AAPL: long", summary="It rose.", html="<p>It <b>rose</b>.</p>"),
+        "occurred_at": CLOSE,
+        "recorded_at": WALL,
+        "updated_at": WALL,
+    }
+    return Post(**(fields | changes))
 
 
 class Newsroom:

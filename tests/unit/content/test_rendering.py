@@ -12,10 +12,10 @@ from jinja2 import UndefinedError
 
 from content.logic.atom import ATOM, feed
 from content.logic.rendering import _template, render_digest, render_signal
-from content.models import Fact, Kind, Post, Text, digest_post_id, signal_post_id
+from content.models import Fact, Post, Text, digest_post_id, signal_post_id
 from tests.builders import WALL
 from tests.standins import CLOSE
-from tests.unit.content.newsroom import SESSION
+from tests.unit.content.newsroom import SESSION, a_post
 
 NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?%?")
 TAGS = {"p", "table", "tr", "th", "td", "small"}
@@ -231,22 +231,6 @@ def test_ids_are_made_from_facts():
 
 
 # --- the feed
-
-
-def a_post(name: str = "s1", **changes) -> Post:
-    fields = {
-        "post_id": signal_post_id(name),
-        "kind": Kind.SIGNAL,
-        "version": 1,
-        "session": SESSION,
-        "symbols": ["AAPL"],
-        "signal_ids": [name],
-        "text": Text(title="AAPL: long", summary="It rose.", html="<p>It <b>rose</b>.</p>"),
-        "occurred_at": CLOSE,
-        "recorded_at": WALL,
-        "updated_at": WALL,
-    }
-    return Post(**(fields | changes))
 
 
 def parsed(posts: list[Post], **changes) -> ET.Element:

@@ -1,4 +1,4 @@
-"""What `troop up` decides before it starts anything, what it refuses, and that a stop is followed by more of the same."""
+"""What `troop up` decides before it starts anything, what it refuses, and how it stops and goes on."""
 
 import json
 import signal
@@ -144,6 +144,17 @@ def test_live_leaves_providers_and_clock_to_the_user(tmp_path: Path) -> None:
     assert "ALPHA_VANTAGE_KEY is not set" in str(refused.value)
     assert "FINNHUB_KEY is not set" in str(refused.value)
     assert Settings.from_env(values | {"ALPHA_VANTAGE_KEY": "a", "FINNHUB_KEY": "b"}).market_time() is None
+
+
+def test_the_replays_clock_is_a_default_like_any_other(tmp_path: Path, settings_file: Path) -> None:
+    """A clock that the user set stays, though the replay's moves on; an empty one is none."""
+    supervisor = Supervisor(options(tmp_path, 7500))
+    supervisor._setting = "2012-03-01T00:00:00Z@2026-11-21T09:00:00Z*60"
+    assert supervisor._env()["MARKET_CLOCK"] == supervisor._setting
+    write(settings_file, MARKET_CLOCK="")
+    assert supervisor._env()["MARKET_CLOCK"] == supervisor._setting
+    write(settings_file, MARKET_CLOCK="2012-03-02T00:00:00Z@2026-11-21T09:00:00Z*1")
+    assert supervisor._env()["MARKET_CLOCK"].startswith("2012-03-02")
 
 
 async def test_live_without_keys_does_not_start(
@@ -365,15 +376,14 @@ def spoil(path: Path, damage: str) -> None:
         path.write_bytes(path.read_bytes()[:5000])
 
 
-@pytest.mark.parametrize("name", ["app.db", "cloud.db"])
-def test_the_command_itself_ends_with_one_sentence(tmp_path: Path, name: str) -> None:
+def test_the_command_itself_ends_with_one_sentence(tmp_path: Path) -> None:
     """A damaged file makes `troop up` exit with 1 and a single line that names it."""
-    (tmp_path / name).write_text("this is no database, " * 400)
+    (tmp_path / "app.db").write_text("this is no database, " * 400)
     command = [sys.executable, "-m", "infra.cli", "up", "--port", str(free_port()), "--data", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     [line] = done.stderr.splitlines()
-    assert line.startswith(f"troop up: {tmp_path / name}")
+    assert line.startswith(f"troop up: {tmp_path / 'app.db'}")
 
 
 def free_port() -> int:

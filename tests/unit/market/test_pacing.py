@@ -1,7 +1,7 @@
 from datetime import timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shared.market.pacing import SPACED, next_permit, remembered, spacing
@@ -37,6 +37,7 @@ def most_in(instants, span):
 
 
 @given(windows=LAWS, gaps=GAPS)
+@example(windows=[Window(amount=1, span=timedelta(hours=1)), Window(amount=5, span=DAY)], gaps=[0] * 12)
 def test_no_window_ever_holds_more_calls_than_allowed(windows, gaps):
     """Wherever the provider lets a window begin, it sees at most the amount it allows, of all windows at once."""
     instants = reserved(windows, gaps)

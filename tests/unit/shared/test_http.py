@@ -33,7 +33,6 @@ from shared.http import (
     Api,
     Page,
     cursor_of,
-    json_response,
     limit_of,
     listed,
     problem,
@@ -121,12 +120,6 @@ class TestAnswers:
         ready = func.HttpResponse(b"<rss/>", mimetype="application/rss+xml")
 
         assert await answering(ready)(a_request()) is ready
-
-    def test_json_without_a_model(self):
-        """Some answers are described elsewhere."""
-        answer = json_response({"a": 1}, status=202)
-
-        assert (answer.status_code, json.loads(answer.get_body())) == (202, {"a": 1})
 
 
 class TestProblems:

@@ -170,7 +170,9 @@ class TestPayload:
 
     async def test_secrets_are_taken_out(self, dead_letters, monkeypatch):
         """Neither the payload nor the reason nor any name keeps a secret, known or only recognised."""
-        monkeypatch.setattr(telemetry, "_secrets", [CANARY])
+        monkeypatch.setattr(telemetry, "_secrets", set())
+        monkeypatch.setattr(telemetry, "_guard", {"known": None})
+        telemetry.guard([CANARY])
         event = a_cloud_event({"key": CANARY, "url": "https://x?apikey=NEVER-TOLD-7"}, subject=f"s/{CANARY}")
 
         await settled(dead_letters, event, RefusedError(f"the key {CANARY} is wrong, ?token=NEVER-TOLD-7"))

@@ -120,8 +120,20 @@ def test_secrets_are_shown_nowhere():
     read = settings(EVENT_GRID_TOPIC_KEY="CANARY-topic", APPLICATIONINSIGHTS_CONNECTION_STRING="CANARY-insights")
 
     assert "CANARY" not in f"{read!r} {read} {read.model_dump()} {read.model_dump_json()}"
-    assert sum("CANARY" in secret for secret in read.secrets()) == 6
+    shown = {name: getattr(read, name) for name in Settings.model_fields}
+    hidden = {value.get_secret_value() for value in shown.values() if isinstance(value, SecretStr)} - {""}
+    assert sum("CANARY" in secret for secret in hidden) == 6
+    assert hidden <= set(read.secrets())
     assert "" not in settings().secrets()
+
+
+def test_secret_inside_a_setting_is_one_of_its_own():
+    """The key of a connection string and the token of a webhook must not be seen alone either."""
+    read = settings(
+        APPLICATIONINSIGHTS_CONNECTION_STRING="InstrumentationKey=CANARY-insights;IngestionEndpoint=https://i"
+    )
+
+    assert {"CANARY-signalr", "CANARY-discord", "CANARY-insights"} <= set(read.secrets())
 
 
 def test_blanks_around_a_value_do_no_harm():

@@ -18,7 +18,8 @@ CANARY = "CANARY7KEY9QX"
 @pytest.fixture(autouse=True)
 def restored(monkeypatch):
     """Whatever a test configures, the next one does not see."""
-    monkeypatch.setattr(telemetry, "_secrets", [])
+    monkeypatch.setattr(telemetry, "_secrets", set())
+    monkeypatch.setattr(telemetry, "_guard", {"known": None})
     names = ("shared", "signals", "alerts", "content", "azure", "httpx", "httpcore", "opentelemetry")
     levels = {name: logging.getLogger(name).level for name in names}
     make = logging.getLogRecordFactory()
@@ -95,6 +96,19 @@ class TestRedact:
         guard([CANARY, f"{CANARY}-and-more"])
 
         assert redact(f"<{CANARY}-and-more><{CANARY}>x{CANARY}x") == "<***><***>x***x"
+
+    @pytest.mark.parametrize("shown", [CANARY.lower(), CANARY.title(), CANARY.swapcase()])
+    def test_guarded_secret_is_hidden_in_other_capitals_too(self, shown):
+        """Who repeats a key does not always repeat its capitals."""
+        guard([CANARY])
+
+        assert redact(f"the key {shown} is wrong") == "the key *** is wrong"
+
+    def test_guarded_secret_is_taken_literally(self):
+        """A secret is text, whatever its characters mean elsewhere."""
+        guard(["a.c+(d", "[x]*$"])
+
+        assert redact("a.c+(d abcc(d [x]*$ xxx") == "*** abcc(d *** xxx"
 
     def test_guard_remembers_and_ignores_what_is_no_secret(self):
         """Guarding more keeps what was guarded; an unset or tiny value would only blacken the log."""
@@ -174,6 +188,14 @@ class TestRecords:
         get_logger("shared.test").info("post.written", title="100%s %d")
 
         assert written.text() == "INFO shared.test post.written title=100%s %d\n"
+
+    def test_field_that_is_no_text_can_be_written(self, written):
+        """Half a surrogate pair in what somebody sent stops no handler and no exporter."""
+        configure()
+
+        get_logger("shared.test").info("event.buried", event_id="a\ud800b")
+
+        assert written.text() == "INFO shared.test event.buried event_id=a\\ud800b\n"
 
     def test_wrong_log_call_of_a_library_does_no_harm(self, written):
         """A library that counts its arguments wrong does not bring the app down, and still leaks nothing."""

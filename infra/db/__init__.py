@@ -1,0 +1,1 @@
+"""What an operator does with the storage: check, save, restore, migrate, export and import. Behind `troop db`."""

@@ -1,0 +1,135 @@
+"""Saves what can be read of a damaged file into a new one; the damaged file is opened for reading only."""
+
+import os
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from infra.db.place import Say
+from infra.db.rows import COLUMNS, KEY, Row, document_of, name_of, open_raw, row, rows, shown
+from shared.adapters.sqlite import lay_out
+from shared.errors import ConfigurationError
+
+NAMED = 20
+COMMIT_EVERY = 1_000
+_INSERT = (
+    "INSERT OR IGNORE INTO documents (container, partition, id, sort, due_at, expires_at, schema, etag, body) "
+    "VALUES (?,?,?,?,?,?,?,?,?)"
+)
+_KEYS = (
+    ("SELECT container, partition, id FROM documents INDEXED BY documents_by_sort ORDER BY ", ("container", "sort")),
+    (
+        "SELECT container, partition, id FROM documents INDEXED BY documents_by_partition ORDER BY ",
+        ("container", "partition", "sort"),
+    ),
+)
+
+
+@dataclass(slots=True)
+class Saved:
+    """What was read out of a file, and what was not."""
+
+    documents: Counter[str] = field(default_factory=Counter)
+    lost: Counter[str] = field(default_factory=Counter)
+    names: list[str] = field(default_factory=list)
+
+
+def salvage(file: Path, target: Path, say: Say) -> Saved:
+    """
+    Copy every document that can be read into a new file.
+
+    Raises:
+        ConfigurationError: the new file is there already, or cannot be written.
+
+    """
+    if target.exists():
+        raise ConfigurationError(f"{target} exists already: name a file that does not")
+    part = target.with_name(f"{target.name}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part.unlink(missing_ok=True)
+        with closing(open_raw(file)) as source, closing(sqlite3.connect(part, isolation_level=None)) as new:
+            saved = _Salvage(source, new, say).run()
+        with part.open("rb") as written:
+            os.fsync(written.fileno())
+        part.replace(target)
+    except (OSError, sqlite3.DatabaseError) as e:
+        part.unlink(missing_ok=True)
+        raise ConfigurationError(f"{target} cannot be written: {e}") from e
+    return saved
+
+
+def try_salvage(file: Path, say: Say) -> Saved:
+    """What a salvage would save; it is kept in a temporary database only."""
+    with closing(open_raw(file)) as source, closing(sqlite3.connect("", isolation_level=None)) as scratch:
+        return _Salvage(source, scratch, say).run()
+
+
+class _Salvage:
+    """
+    Reads the table from both ends until the damage, then one by one what its indexes know and the ends did not reach.
+
+    A row is taken only if it is a document. What cannot be read, or is none, is lost, and named.
+    """
+
+    def __init__(self, source: sqlite3.Connection, new: sqlite3.Connection, say: Say) -> None:
+        self._source = source
+        self._new = new
+        self._say = say
+        self._steps = 0
+        self.saved = Saved()
+
+    def run(self) -> Saved:
+        lay_out(self._new, since=0)
+        self._new.execute("CREATE TEMP TABLE lost (container, partition, id, PRIMARY KEY (container, partition, id))")
+        self._new.execute("BEGIN")
+        for found in _from_both_ends(lambda order: rows(self._source, order)):
+            self._keep(found)
+        for statement, columns in _KEYS:
+            for key in _from_both_ends(partial(self._keys, statement, columns)):
+                if not self._has(key):
+                    self._keep(row(self._source, key) or key)
+        self._new.execute("COMMIT")
+        return self.saved
+
+    def _keys(self, statement: str, columns: tuple[str, ...], order: str) -> Iterator[Row]:
+        return self._source.execute(statement + ", ".join(f"{column} {order}" for column in columns))
+
+    def _keep(self, found: Row) -> None:
+        """Take a row; a bare key is a row that nobody can read."""
+        self._steps += 1
+        if self._steps % COMMIT_EVERY == 0:
+            self._new.execute("COMMIT")
+            self._new.execute("BEGIN")
+        is_document = len(found) == len(COLUMNS) and not isinstance(document_of(found), str)
+        if is_document and self._new.execute(_INSERT, shown(found)).rowcount:
+            self.saved.documents[str(shown(found)[0])] += 1
+        elif not self._has(found):
+            self._lose(found)
+        self._say(f"{self.saved.documents.total():,} documents read, {self.saved.lost.total():,} lost")
+
+    def _lose(self, found: Row) -> None:
+        key = [str(value) for value in shown(found[: len(KEY)])]
+        if self._new.execute("INSERT OR IGNORE INTO temp.lost VALUES (?,?,?)", key).rowcount:
+            self.saved.lost[key[0]] += 1
+            if len(self.saved.names) < NAMED:
+                self.saved.names.append(name_of(found))
+
+    def _has(self, found: Row) -> bool:
+        key = shown(found[: len(KEY)])
+        sql = "SELECT 1 FROM documents WHERE container=? AND partition=? AND id=?"
+        return self._new.execute(sql, key).fetchone() is not None
+
+
+def _from_both_ends(read: Callable[[str], Iterator[Row]]) -> Iterator[Row]:
+    """Upwards; where that ends in damage, also downwards as far as that goes."""
+    for order in ("ASC", "DESC"):
+        try:
+            yield from read(order)
+        except sqlite3.DatabaseError:
+            continue
+        return

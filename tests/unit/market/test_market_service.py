@@ -1,0 +1,330 @@
+from contextlib import suppress
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from shared.clock import StoppedClock
+from shared.errors import InvalidPayloadError, NotFoundError, StaleError
+from shared.market.fetcher import Fetcher
+from shared.market.ingest import Ingest, Watch
+from shared.market.models import Adjustment, Interval, Quote
+from shared.market.service import STALE_QUOTE, Market
+from shared.market.sessions import calendar
+from shared.market.stores import Bars, Quotes, Series, SeriesStore, WantedQuote
+from shared.market.throttle import Throttle
+from tests.builders import (
+    CLOSE,
+    WALL,
+    MemoryPublisher,
+    RecordedProvider,
+    a_request,
+    closes_from,
+    daily_bars,
+    documents,
+)
+
+DAY = Interval.DAY
+DELAY = timedelta(minutes=15)
+SECOND = timedelta(seconds=1)
+BARS = daily_bars(150)
+LONG = daily_bars(1100)
+QUOTE = Quote(symbol="AAPL", price=101.5, previous_close=100.0, as_of=CLOSE, provider="finnhub")
+
+
+class House:
+    """The market room with AAPL's bars stored, evaluated through the last of them."""
+
+    def __init__(self, store, folder):
+        self.store = store
+        self.wall = StoppedClock(WALL)
+        self.market_clock = StoppedClock(BARS[-1].closed_at + DELAY)
+        self.provider = RecordedProvider(bars={"AAPL": BARS}, quotes={"AAPL": QUOTE})
+        self.series, self.bars, self.quotes = (room(store, self.wall) for room in (SeriesStore, Bars, Quotes))
+        file = folder / "watchlist.toml"
+        file.write_text("")
+        self.ingest = Ingest(
+            documents=store,
+            series=self.series,
+            bars=self.bars,
+            quotes=self.quotes,
+            fetcher=Fetcher(
+                providers=[self.provider],
+                throttles={self.provider.name: Throttle(store, self.wall, self.provider.name, ())},
+            ),
+            publisher=MemoryPublisher(),
+            wall=self.wall,
+            market=self.market_clock,
+            delay=DELAY,
+            live_from=None,
+            watchlist_file=file,
+        )
+        self.market = Market(
+            series=self.series,
+            bars=self.bars,
+            quotes=self.quotes,
+            ingest=self.ingest,
+            clock=self.market_clock,
+            delay=DELAY,
+        )
+
+    async def hold(self, bars, revision=0):
+        await self.bars.append("AAPL|1d", DAY, revision, bars)
+        await self.series.create(
+            Series(
+                symbol="AAPL",
+                interval=DAY,
+                live_from=BARS[0].closed_at,
+                evaluated_through=bars[-1].closed_at if bars else None,
+                provider="alpha_vantage",
+                adjustment=Adjustment.RAW,
+                revision=revision,
+            )
+        )
+
+    async def list(self, symbol="AAPL", **params):
+        return await self.market.list_bars(a_request(params=params, route={"symbol": symbol}))
+
+
+@pytest.fixture
+async def house(tmp_path):
+    store = documents()
+    yield House(store, tmp_path)
+    await store.close()
+
+
+@pytest.fixture
+async def holding(house):
+    await house.hold(BARS)
+    return house
+
+
+class TestBars:
+    async def test_newest_come_first_with_how_good_they_are(self, holding):
+        """The last 50 bars as traded, and whether anything newer should be there."""
+        answer = await holding.list()
+
+        newest, last = answer["items"][0], BARS[-1]
+        assert [item["closed_at"] for item in answer["items"]] == [b.closed_at for b in reversed(BARS[-50:])]
+        assert {name: newest[name] for name in newest} == {name: getattr(last, name) for name in newest}
+        assert {name: answer[name] for name in answer if name not in ("items", "next")} == {
+            "symbol": "AAPL",
+            "interval": DAY,
+            "as_of": last.closed_at,
+            "is_stale": False,
+            "provider": "alpha_vantage",
+            "adjustment": "raw",
+            "revision": 0,
+        }
+
+    @pytest.mark.parametrize("limit", [*range(60, 66), 125, 499, 500])
+    async def test_following_next_shows_everything_once(self, house, limit):
+        """Every page is full until the last, nothing is missing and nothing comes twice."""
+        await house.hold(LONG)
+        seen, lengths, params = [], [], {"limit": str(limit)}
+        while True:
+            answer = await house.list(**params)
+            seen += [item["closed_at"] for item in answer["items"]]
+            lengths.append(len(answer["items"]))
+            if answer["next"] is None:
+                break
+            params["cursor"] = answer["next"]
+
+        assert seen == [b.closed_at for b in reversed(LONG)]
+        assert set(lengths[:-1]) <= {limit}
+        assert 0 < lengths[-1] <= limit
+
+    async def test_missing_bar_makes_the_answer_stale(self, holding):
+        """From the moment the next bar could be there, an answer without it says that it is old."""
+        next_close = closes_from(BARS[-1].closed_at + SECOND)[0]
+
+        holding.market_clock.at = next_close + DELAY - SECOND
+        assert not (await holding.list())["is_stale"]
+        holding.market_clock.at = next_close + DELAY
+        assert (await holding.list())["is_stale"]
+
+    async def test_only_the_current_revision_is_shown(self, holding):
+        """History that was replaced is no longer shown, also while the next revision is being written."""
+        halved = [replace(b, low=b.low / 2, close=b.low / 2) for b in BARS]
+        await holding.bars.append("AAPL|1d", DAY, 1, halved)
+        assert (await holding.list())["items"][0]["close"] == BARS[-1].close
+
+        series = await holding.series.get("AAPL", DAY)
+        await holding.series.save(replace(series, revision=1))
+
+        answer = await holding.list(limit="500")
+        assert (answer["revision"], len(answer["items"])) == (1, 150)
+        assert answer["items"][0]["close"] == halved[-1].close
+
+    async def test_series_without_bars_yet_is_an_empty_list(self, house):
+        """Watched but not yet fetched is an answer, and a stale one."""
+        await house.hold([])
+
+        answer = await house.list()
+
+        assert (answer["items"], answer["next"], answer["as_of"], answer["is_stale"]) == ([], None, None, True)
+
+    @pytest.mark.parametrize(
+        ("symbol", "params", "error"),
+        [
+            ("IBM", {}, NotFoundError),
+            ("AAPL", {"interval": "1h"}, NotFoundError),
+            ("AAPL", {"interval": "5m"}, InvalidPayloadError),
+            ("NO SYMBOL", {}, InvalidPayloadError),
+            ("AAPL", {"limit": "0"}, InvalidPayloadError),
+            ("AAPL", {"cursor": "x"}, InvalidPayloadError),
+        ],
+    )
+    async def test_wrong_question_is_answered_as_such(self, holding, symbol, params, error):
+        """What nobody watches is not there; what cannot be is refused."""
+        with pytest.raises(error):
+            await holding.list(symbol, **params)
+
+    async def test_symbol_may_be_written_in_small_letters(self, holding):
+        """aapl is AAPL."""
+        assert (await holding.list("aapl"))["symbol"] == "AAPL"
+
+
+class TestQuote:
+    SESSION = calendar().session(CLOSE.date())
+
+    async def stored(self, house, as_of):
+        await house.quotes.put(WantedQuote(symbol="AAPL", quote=replace(QUOTE, as_of=as_of), recorded_at=WALL))
+
+    async def test_stored_quote_is_the_answer(self, house):
+        """Price, time, provider and whether it is old."""
+        house.market_clock.at = CLOSE + SECOND
+        await self.stored(house, CLOSE)
+
+        assert await house.market.quote("AAPL") == {
+            "symbol": "AAPL",
+            "price": 101.5,
+            "previous_close": 100.0,
+            "as_of": CLOSE,
+            "is_stale": False,
+            "provider": "finnhub",
+        }
+
+    async def test_quote_ages_while_the_market_trades(self, house):
+        """In a session a quote is old after 20 minutes; at night the last of the session is the newest there is."""
+        as_of = self.SESSION.opens_at + timedelta(hours=1)
+        await self.stored(house, as_of)
+        stale = []
+        for at in (as_of + STALE_QUOTE, as_of + STALE_QUOTE + SECOND):
+            house.market_clock.at = at
+            stale.append((await house.market.quote("AAPL"))["is_stale"])
+        assert stale == [False, True]
+
+    @pytest.mark.parametrize(("as_of", "is_stale"), [(CLOSE, False), (CLOSE - timedelta(hours=1), True)])
+    async def test_weekend_does_not_make_a_last_price_old(self, house, as_of, is_stale):
+        """Outside sessions what counts is whether it is the last session's close."""
+        house.market_clock.at = CLOSE + timedelta(hours=12)
+        await self.stored(house, as_of)
+
+        assert (await house.market.quote("AAPL"))["is_stale"] is is_stale
+
+    async def test_daily_close_stands_in(self, holding):
+        """Without a quote the newest bar is the last price known, and the interest is noted, twice asked twice."""
+        for _ in range(2):
+            answer = await holding.market.quote("AAPL")
+
+        assert (answer["price"], answer["previous_close"]) == (BARS[-1].close, BARS[-2].close)
+        assert (answer["as_of"], answer["is_stale"], answer["provider"]) == (
+            BARS[-1].closed_at,
+            False,
+            "alpha_vantage",
+        )
+        assert (await holding.quotes.get("AAPL")).wanted == 2
+
+    async def test_first_bar_has_nothing_before_it(self, house):
+        """One bar is a price without a previous close."""
+        await house.hold(BARS[:1])
+
+        assert (await house.market.quote("AAPL"))["previous_close"] is None
+
+    async def test_unknown_price_is_not_found_with_the_remedy(self, house):
+        """Who asks for what nobody follows learns how to have it followed; a followed one is on its way."""
+        with pytest.raises(NotFoundError, match="PUT /api/watchlist/AAPL"):
+            await house.market.quote("AAPL")
+        await house.hold([])
+        with pytest.raises(NotFoundError, match="still being fetched"):
+            await house.market.quote("AAPL")
+
+    async def test_two_readers_at_once_do_no_harm(self, holding, monkeypatch):
+        """A note of interest that is lost to a faster reader is lost, and the reader has his answer."""
+
+        async def beaten(wanted):
+            raise StaleError("the other reader was faster")
+
+        monkeypatch.setattr(holding.quotes, "put", beaten)
+
+        assert (await holding.market.quote("AAPL"))["price"] == BARS[-1].close
+
+
+async def test_reading_never_spends_a_call(holding):
+    """Whatever is read, known or not: no provider is asked, and nothing becomes due."""
+    market, end = holding.market, BARS[-1].closed_at
+    due = (await holding.series.due(end, 10), await holding.quotes.due(end, 10))
+
+    await market.watchlist()
+    for symbol in ("AAPL", "IBM"):
+        request = a_request(route={"symbol": symbol})
+        for read in (market.list_bars(request), market.describe(request), market.quote(symbol)):
+            with suppress(NotFoundError):
+                await read
+
+    assert (holding.provider.asked, holding.provider.quotes_asked) == ([], [])
+    assert (await holding.series.due(end, 10), await holding.quotes.due(end, 10)) == due
+
+
+class TestWatching:
+    async def test_watched_symbol_is_live_from_now(self, house):
+        """PUT says what is watched, by whom and from when; its quote is wanted too."""
+        answer = await house.market.watch(a_request("PUT", route={"symbol": "aapl"}, params={"interval": "1h"}))
+
+        assert answer == {
+            "symbol": "AAPL",
+            "interval": Interval.HOUR,
+            "is_watched": True,
+            "watched_by": "api",
+            "live_from": house.market_clock.at,
+            "evaluated_through": None,
+            "trouble": None,
+        }
+        assert await house.market.watchlist() == [answer]
+        assert [q.symbol for q in await house.quotes.due(house.market_clock.at, 5)] == ["AAPL"]
+
+    async def test_unwatched_series_is_kept_and_said_to_be(self, holding):
+        """DELETE stops the fetching and keeps the bars; what was never watched is not found."""
+        answer = await holding.market.unwatch(a_request("DELETE", route={"symbol": "AAPL"}))
+
+        assert (answer["is_watched"], answer["watched_by"]) == (False, "api")
+        assert len((await holding.list())["items"]) == 50
+        with pytest.raises(NotFoundError):
+            await holding.market.unwatch(a_request("DELETE", route={"symbol": "IBM"}))
+
+    async def test_series_tells_what_is_held_and_why_there_is_nothing(self, holding):
+        """From when to when, how many, what is next, and the trouble if there is some."""
+        series = await holding.series.get("AAPL", DAY)
+        trouble = {"kind": "UnavailableError", "text": "down"}
+        await holding.series.save(
+            replace(series, trouble=trouble, misses=2, due_at=CLOSE, entries={"cross": {"state": "not_ready"}})
+        )
+
+        answer = await holding.market.describe(a_request(route={"symbol": "AAPL"}))
+
+        assert (answer["bar_count"], answer["first_closed_at"], answer["last_closed_at"]) == (
+            150,
+            BARS[0].closed_at,
+            BARS[-1].closed_at,
+        )
+        assert (answer["trouble"], answer["misses"], answer["next_due_at"]) == (trouble, 2, CLOSE)
+        assert answer["entries"] == {"cross": {"state": "not_ready"}}
+
+    async def test_new_series_tells_that_it_holds_nothing(self, house):
+        """Nothing yet is nulls and zeroes, not an error."""
+        await house.ingest.watch(Watch(symbol="AAPL", interval=DAY), by="api", live_from=CLOSE)
+
+        answer = await house.market.describe(a_request(route={"symbol": "AAPL"}))
+
+        assert (answer["bar_count"], answer["first_closed_at"], answer["last_closed_at"]) == (0, None, None)
