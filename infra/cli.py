@@ -1,6 +1,7 @@
 """The one command line, `troop`: it parses and delegates."""
 
 import asyncio
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -81,6 +82,21 @@ def doctor(
     from infra.doctor import examine
 
     raise typer.Exit(examine(port=port, data=data, live=live))
+
+
+@app.command()
+def cost(
+    price: Annotated[float, typer.Option(min=0, help="US dollars a million request units.")] = 0.25,
+    followed: Annotated[int, typer.Option(min=1, help="Symbols a subscriber follows.")] = 10,
+    reads: Annotated[int, typer.Option(min=0, help="Lists a subscriber reads a month.")] = 60,
+) -> None:
+    """Count what a bar, a signal, an alert and a read ask of storage, and price a month of it."""
+    from infra.cost.scenario import SESSIONS, run
+    from infra.cost.table import Assumptions, report
+
+    with typer.progressbar(length=SESSIONS, label="counting", file=sys.stderr) as bar:
+        measured = run(progress=lambda _: bar.update(1))
+    print(report(measured, Assumptions(price=price, followed=followed, reads=reads)))
 
 
 if __name__ == "__main__":

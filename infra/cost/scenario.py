@@ -20,7 +20,6 @@ from infra.cost.counting import CountingDocuments, Tally
 from infra.local.replay.samples import load_packaged
 from shared.adapters.sqlite import SQLiteDocuments
 from shared.clock import StoppedClock
-from shared.errors import UnavailableError
 from shared.events import Event
 from shared.http_client import HttpClient
 from shared.market.events import BarsIngested
@@ -45,9 +44,9 @@ SYMBOL = "AAPL"
 LIVE_FROM = datetime(2011, 12, 30, 22, tzinfo=UTC)
 SESSIONS = 250
 PACED = ("quota",)
-"""Containers of the throttle, listed on their own: a lease a provider call, whatever the call brings."""
+"""The throttle's container: one lease a provider call, whatever the call brings."""
 SLOT = ("due", "series")
-"""The slot query of the ingest timer: one a run, however many series are due."""
+"""The slot query of the ingest timer: one a run, however many series are due; it is counted with the timers."""
 
 
 @dataclass(slots=True)
@@ -95,7 +94,8 @@ class _Recorded:
         return Fetched(symbol=symbol, interval=interval, provider=self.name, adjustment=Adjustment.RAW, bars=shown)
 
     async def quote(self, symbol: str) -> Quote:
-        raise UnavailableError("recorded bars have no quote")
+        last = self._bars[-1]
+        return Quote(symbol=symbol, price=last.close, previous_close=None, as_of=last.closed_at, provider=self.name)
 
 
 class _Told:
@@ -176,6 +176,7 @@ async def measure(sessions: int = SESSIONS, *, progress: Callable[[int], object]
         tally = await count("bar without a signal", _bring(signals, told))
         raised = told.take(SignalRaised)
         name = "bar without a signal" if not raised else "bar with a signal"
+        tally.operations[SLOT] -= 1
         measured.of(name).add(tally, without=(*PACED, "system"))
         measured.bars += 1
         measured.signals += len(raised)

@@ -86,7 +86,7 @@ async def check(
         return not findings.problems
     findings = check_file(file, wall.now(), migrations, progress)
     progress.done()
-    _tell(findings, place.name)
+    _tell(findings, place.name, counts=not findings.problems)
     if salvage_to:
         print(f"saving what can be read into {salvage_to} …")
         saved = salvage(file, salvage_to, progress)
@@ -178,11 +178,12 @@ async def _check_store(place: Place, wall: Clock, migrations: Migrations, say: S
     return findings
 
 
-def _tell(findings: Findings, name: str) -> None:
+def _tell(findings: Findings, name: str, *, counts: bool = True) -> None:
     print(f"{name}: {'damaged' if findings.problems else 'whole'}")
-    if findings.counts:
+    shown_counts = sorted(findings.counts.items()) if counts else []
+    if shown_counts:
         print(f"  {'container':<14}{'documents':>12}{'expired':>10}{'outdated':>10}  oldest due")
-    for container, count in sorted(findings.counts.items()):
+    for container, count in shown_counts:
         due = format_instant(count.oldest_due) if count.oldest_due else "-"
         print(f"  {container:<14}{count.documents:>12,}{count.expired:>10,}{count.outdated:>10,}  {due}")
     for problem in findings.problems:

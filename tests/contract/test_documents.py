@@ -18,8 +18,12 @@ from shared.clock import Clock, StoppedClock
 from shared.documents import BATCH_LIMIT, Document, Documents, Operation, sort_key
 from shared.errors import ConflictError, InvalidPayloadError, NotFoundError, StaleError
 from tests.builders import WALL, a_document
+from tests.contract.cosmos_server import ENDPOINT, NPM_GAPS, CosmosPlace, given_cosmos, npm_cosmos  # noqa: F401
 
-ADAPTERS = ("sqlite_memory", "sqlite_file")
+COSMOS = pytest.mark.xdist_group("cosmos")
+ADAPTERS = ("sqlite_memory", "sqlite_file", pytest.param("npm_cosmos", marks=COSMOS)) + (
+    (pytest.param("given_cosmos", marks=COSMOS),) if ENDPOINT else ()
+)
 THINGS = "things"
 SECOND = timedelta(seconds=1)
 
@@ -30,10 +34,15 @@ type Make = Callable[[Clock], Documents]
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
     """Opens fresh, empty storage; may be called often."""
     count = iter(range(1_000_000))
+    if request.param == "npm_cosmos" and (reason := NPM_GAPS.get(request.node.originalname)):
+        pytest.skip(reason)
 
     def fresh(wall: Clock) -> Documents:
         if request.param == "sqlite_memory":
             return SQLiteDocuments(":memory:", wall)
+        if request.param.endswith("_cosmos"):
+            place: CosmosPlace = request.getfixturevalue(request.param)
+            return place.fresh(wall)
         return SQLiteDocuments(tmp_path / f"{next(count)}.db", wall)
 
     return fresh
