@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from infra.db.commands import app as db
 from shared.settings import ROOT
 
 app = typer.Typer(
@@ -16,6 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="TROOP: market data in, signals, alerts and posts out.",
 )
+app.add_typer(db, name="db")
 
 DEFAULT_URL = "http://127.0.0.1:7071"
 Url = Annotated[str, typer.Option("--url", help="Where TROOP answers, on this machine or in Azure.")]

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol, Self
 from uuid import UUID, uuid5
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+from pydantic_core import PydanticSerializationError
 
 from shared.errors import InvalidPayloadError
 
@@ -77,13 +78,17 @@ class Event(BaseModel):
         if type_ != cls.type:
             raise InvalidPayloadError(f"expected an event of type {cls.type}, got {str(type_)[:80]!r}")
         try:
-            return cls.model_validate(data)
+            event = cls.model_validate(data)
+            event.model_dump_json()  # half a surrogate pair can be read but never stored or told on
         except ValidationError as e:
             faults = "; ".join(
                 f"{'.'.join(map(str, error['loc'])) or 'data'}: {error['msg']}"
                 for error in e.errors(include_input=False, include_url=False)[:5]
             )
             raise InvalidPayloadError(f"{cls.type}: {faults}") from None
+        except PydanticSerializationError:
+            raise InvalidPayloadError(f"{cls.type}: a text in it is not valid Unicode") from None
+        return event
 
 
 class EventPublisher(Protocol):

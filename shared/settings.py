@@ -26,8 +26,9 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    # where things are kept
+    # where things are kept: sqlite:FILE, or cosmos:ENDPOINT?database=NAME (the key is for emulators only)
     documents_url: _Text = "sqlite:.troop/app.db"
+    cosmos_key: SecretStr = SecretStr("")
     public_url: _Text = "http://127.0.0.1:7071"
 
     # the two clocks

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
+from pydantic import SecretStr
+
 from shared.adapters.event_grid import EventGridPublisher
 from shared.adapters.sqlite import SQLiteDocuments
 from shared.clock import Clock, MarketClock, SystemClock
@@ -50,7 +52,7 @@ def wire_core(settings: Settings) -> Core:
 
     """
     wall = SystemClock()
-    store = open_documents(settings.documents_url, wall)
+    store = open_documents(settings.documents_url, wall, settings.cosmos_key)
     documents = Migrated(store, wall, app=VERSION)
     publisher = EventGridPublisher(settings.event_grid_topic_endpoint, settings.event_grid_topic_key)
     market_clock = MarketClock(wall, settings.market_time())
@@ -120,7 +122,7 @@ def _providers(
     return [known[name] for name in names]
 
 
-def open_documents(url: str, wall: Clock) -> Documents:
+def open_documents(url: str, wall: Clock, cosmos_key: SecretStr | None = None) -> Documents:
     """
     The storage that a DOCUMENTS_URL names, as it is: documents of any version.
 
@@ -129,8 +131,15 @@ def open_documents(url: str, wall: Clock) -> Documents:
 
     """
     scheme, _, path = url.partition(":")
+    if scheme == "cosmos":
+        from shared.adapters.cosmos import CosmosDocuments
+
+        return CosmosDocuments.from_url(url, cosmos_key, wall)
     if scheme != "sqlite" or not path:
-        raise ConfigurationError("DOCUMENTS_URL names no storage: write sqlite:FILE, such as sqlite:.troop/app.db")
+        raise ConfigurationError(
+            "DOCUMENTS_URL names no storage: write sqlite:FILE, such as sqlite:.troop/app.db, "
+            "or cosmos:https://ACCOUNT.documents.azure.com:443/?database=troop"
+        )
     if path == ":memory:":
         return SQLiteDocuments(path, wall)
     return SQLiteDocuments(ROOT / path, wall)

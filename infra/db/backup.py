@@ -15,8 +15,9 @@ from contextlib import closing, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
-from infra.db.place import Say
+from infra.db.place import Place, Progress, Say
 from shared.adapters.sqlite import SCHEMA
+from shared.clock import Clock
 from shared.errors import ConfigurationError
 
 FOLDER = "backups"
@@ -98,6 +99,23 @@ def restore(backup: Path, file: Path, now: datetime, say: Say) -> Path | None:
         new.replace(file)
         _sync(file.parent)
     return replaced
+
+
+async def restore_place(backup: Path, place: Place, wall: Clock) -> bool:
+    """
+    Restore the store of a place, and print where things are; True, or an error.
+
+    Raises:
+        ConfigurationError: as `restore`; or the storage keeps its own backups.
+
+    """
+    if place.file is None:
+        raise ConfigurationError("only an SQLite file is restored here: Azure keeps the backups of Cosmos DB")
+    progress = Progress()
+    replaced = restore(backup, place.file, wall.now(), progress)
+    progress.done()
+    print(f"{place.file} is now a copy of {backup}" + (f"; what was there lies in {replaced}" if replaced else ""))
+    return True
 
 
 def _copy(source: Path, target: Path, say: Say) -> None:

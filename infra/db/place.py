@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from pydantic import SecretStr
+
 from infra.local.up.settings import merged
 from shared.clock import Clock
 from shared.documents import Document, Documents
@@ -52,7 +54,7 @@ class Place:
             return cls(url=url)
         if data:
             return cls(url=f"{SQLITE}{data.resolve() / APP_FILE}")
-        return cls(url=merged({}, os.environ).get("DOCUMENTS_URL") or f"{SQLITE}.troop/{APP_FILE}")
+        return cls(url=setting("DOCUMENTS_URL") or f"{SQLITE}.troop/{APP_FILE}")
 
     @property
     def file(self) -> Path | None:
@@ -80,16 +82,25 @@ class Place:
 
     def open(self, wall: Clock) -> Documents:
         """The documents as they lie there, of any version."""
-        return open_documents(self.url, wall)
+        return open_documents(self.url, wall, SecretStr(setting("COSMOS_KEY")))
+
+
+def setting(name: str) -> str:
+    """A setting from the environment, else from local.settings.json, else empty."""
+    return merged({}, os.environ).get(name, "")
 
 
 async def containers_of(store: Documents) -> list[str]:
-    """The containers of a store, sorted; Cosmos DB's are the ones we make there."""
-    if isinstance(store, Listed):
-        return sorted(await store.containers())
-    from shared.adapters.cosmos_provision import CONTAINERS
+    """
+    The containers of a store, sorted.
 
-    return sorted(CONTAINERS)
+    Raises:
+        ConfigurationError: it cannot tell.
+
+    """
+    if not isinstance(store, Listed):
+        raise ConfigurationError(f"{type(store).__name__} cannot list its containers")
+    return sorted(await store.containers())
 
 
 async def steadily[T](call: Callable[[], Awaitable[T]]) -> T:

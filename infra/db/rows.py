@@ -20,7 +20,7 @@ _IN_ORDER = {
     "ASC": "ORDER BY container, partition, id",
     "DESC": "ORDER BY container DESC, partition DESC, id DESC",
 }
-_SORT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z\|")
+SORT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z\|")
 
 
 def open_raw(file: Path) -> sqlite3.Connection:
@@ -67,7 +67,7 @@ def document_of(row: Sequence[Any]) -> Document | str:
     optional = {name: text.pop(name) for name in ("due_at", "expires_at")}
     if not all(isinstance(v, str) for v in text.values()) or not text["container"]:
         return "a column that must be text is none"
-    if not _SORT.match(text["sort"]):
+    if not SORT.match(text["sort"]):
         return "its place in the order (sort) does not begin with an instant"
     try:
         instants = {name: parse_instant(v) if v is not None else None for name, v in optional.items()}

@@ -11,15 +11,17 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from infra.db.place import Place, Progress, containers_of, pages, steadily
-from shared.clock import Clock, format_instant
+from infra.db.rows import SORT
+from shared.clock import Clock, format_instant, parse_instant
 from shared.documents import Document, Documents
 from shared.errors import (
     ConfigurationError,
@@ -37,6 +39,7 @@ LONGEST_LINE = 32 * 1024 * 1024
 AT_ONCE = 32
 SHOWN = 50
 
+type _Instant = Annotated[datetime | None, BeforeValidator(lambda v: parse_instant(v) if isinstance(v, str) else v)]
 type _Text = Annotated[str, Field(min_length=1)]
 
 
@@ -48,9 +51,9 @@ class Line(BaseModel):
     container: _Text
     id: _Text
     partition: str
-    sort: _Text
-    due_at: Annotated[AwareDatetime, Field(strict=False)] | None
-    expires_at: Annotated[AwareDatetime, Field(strict=False)] | None
+    sort: Annotated[str, Field(pattern=SORT.pattern)]
+    due_at: _Instant
+    expires_at: _Instant
     schema_: Annotated[int, Field(alias="schema", ge=1)]
     body: dict[str, Any]
 
@@ -80,29 +83,30 @@ class Imported:
 # --- out
 
 
-async def export(place: Place, file: Path, wall: Clock, *, migrations: Migrations = MIGRATIONS) -> int:
+async def export(place: Place, file: Path, wall: Clock, *, migrations: Migrations = MIGRATIONS) -> bool:
     """
-    Write every document of a store into *file*, and print how many; a run that was stopped is continued.
+    Write every document of a store into *file*, print how many; True. A run that was stopped is continued.
 
     Raises:
         ConfigurationError: the file is there already, or its unfinished part is of another store.
 
     """
     place.existing_file()
-    if file.exists():
+    if file.exists():  # noqa: ASYNC240 - before anything runs
         raise ConfigurationError(f"{file} exists already: name a file that does not")
     store = place.open(wall)
     try:
         await steadily(partial(read_marker, store, migrations))
         try:
-            return await _export(store, place, file)
+            await _export(store, place, file)
         except OSError as e:
             raise ConfigurationError(f"{file} cannot be written: {e.strerror}") from e
     finally:
         await store.close()
+    return True
 
 
-async def _export(store: Documents, place: Place, file: Path) -> int:
+async def _export(store: Documents, place: Place, file: Path) -> None:
     part = file.with_name(f"{file.name}.part")
     progress = Progress()
     header = {
@@ -133,7 +137,6 @@ async def _export(store: Documents, place: Place, file: Path) -> int:
     part.replace(file)
     progress.done()
     print(f"{count:,} documents exported to {file}")
-    return count
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +154,8 @@ def _came_to(out: BinaryIO, part: Path, header: Mapping[str, Any]) -> _CameTo:
     for text in out:
         if not text.endswith(b"\n") or text.startswith(b'{"documents":'):
             break
-        if lines == 0 and json.loads(text).get("store") != header["store"]:
-            raise ConfigurationError(f"{part} is the unfinished export of another store: delete it first")
+        if lines == 0 and text != _line(header):
+            raise ConfigurationError(f"{part} is no unfinished export of this store by this version: delete it first")
         lines, whole, last = lines + 1, whole + len(text), text
     out.seek(whole)
     out.truncate()

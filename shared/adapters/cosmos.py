@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from shared.adapters.cosmos_call import BUDGET, Call, Step, Write
 from shared.adapters.cosmos_charges import Charges
 from shared.adapters.cosmos_client import CosmosConnection, Transport, parse_url
-from shared.adapters.cosmos_provision import provision
+from shared.adapters.cosmos_provision import existing, provision
 from shared.adapters.cosmos_wire import document_of, escape_id, etag_parts, has_expired, stored
 from shared.clock import Clock, sortable
 from shared.documents import BATCH_LIMIT, Document, Operation
@@ -59,7 +59,7 @@ class CosmosDocuments:
         self.charges = Charges()
 
     @classmethod
-    def from_url(cls, url: str, key: SecretStr, wall: Clock) -> Self:
+    def from_url(cls, url: str, key: SecretStr | None, wall: Clock) -> Self:
         """
         Read the setting DOCUMENTS_URL.
 
@@ -135,6 +135,10 @@ class CosmosDocuments:
                 expired = len(items) - len(alive)
 
         return await self._run("due", container, work)
+
+    async def containers(self) -> list[str]:
+        """The containers that are there, of those that this version knows."""
+        return await existing(self._connection)
 
     async def provision(self, *, dry_run: bool) -> list[str]:
         """

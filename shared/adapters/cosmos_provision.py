@@ -39,6 +39,12 @@ TIMEOUT = 60
 """Seconds for one step: making a container takes longer than any read or write."""
 
 
+async def existing(connection: CosmosConnection) -> list[str]:
+    """The known containers that are there; asked one by one, because not every emulator can list them."""
+    database = await _asked("the database", connection.database)
+    return [name for name in CONTAINERS if await _read(name, database.get_container_client(name).read) is not None]
+
+
 async def provision(connection: CosmosConnection, database: str, *, dry_run: bool) -> list[str]:
     """
     Make what is missing, and set right what differs; asked again, it finds nothing to do.

@@ -35,8 +35,8 @@ class Fetcher:
         """
         Fetch bars closing after *since*; from *provider* alone when the series has one.
 
-        Raises what the first provider asked raised (the others only stood in): RateLimitedError, UnavailableError, RefusedError,
-        ConfigurationError.
+        Raises what the first provider asked raised (the others only stood in): RateLimitedError,
+        UnavailableError, RefusedError, ConfigurationError.
         """
         able = [p for p in self.providers if provider in (None, p.name)]
 

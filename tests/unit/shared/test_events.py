@@ -142,3 +142,11 @@ def test_worker_hands_over_what_the_wire_carries():
 
     assert BarsIngested.from_wire(event.type, event.get_json()) == an_event()
     assert event.extension_attrs == {"traceparent": "00-1-2-01"}
+
+
+def test_text_that_is_no_unicode_is_refused():
+    """Half a surrogate pair can be read from JSON but never stored or told on: it is buried, not redelivered."""
+    data = an_event().to_wire()["data"] | {"symbol": "\ud800"}
+
+    with pytest.raises(InvalidPayloadError, match="not valid Unicode"):
+        BarsIngested.from_wire(BarsIngested.type, data)
