@@ -5,7 +5,8 @@ How long the first event waits for a new process, and how long indexing takes.
 SQLite lie as many bars as the strategies look back, the last of them raises a signal, which is published to a
 local topic), against bench/bare_app: the same libraries and the same calls with nothing in between.
 ``index_vs_sdks``: a new process indexes the app, against one that imports the SDKs the app is built on.
-Both are ratios of medians; what is compared takes turns, and all byte code was written before.
+What is compared takes turns, and each figure is the median of the ratios of neighbours, so that a machine that
+is busy for a while slows both. All byte code was written before.
 """
 
 import argparse
@@ -236,19 +237,22 @@ def _in_turns(bench: Bench, runs: int) -> dict[str, float]:
         taken["index"].append(bench.index())
         taken["sdks"].append(bench.sdks())
         say(f"{number}/{runs}  " + "  ".join(f"{name} {values[-1]:.0f} ms" for name, values in taken.items()))
-    middle = {name: median(values) for name, values in taken.items()}
     return {
-        "first_event_vs_bare": round(middle["first_event"] / middle["bare"], 3),
-        "index_vs_sdks": round(middle["index"] / middle["sdks"], 3),
-        **{f"{name}_ms": round(value, 1) for name, value in middle.items()},
+        "first_event_vs_bare": round(_ratio(taken["first_event"], taken["bare"]), 3),
+        "index_vs_sdks": round(_ratio(taken["index"], taken["sdks"]), 3),
+        **{f"{name}_ms": round(median(values), 1) for name, values in taken.items()},
         "runs": runs,
     }
+
+
+def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    return median(one / other for one, other in zip(ours, theirs, strict=True))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser("bench.coldstart", description=(__doc__ or "").strip().splitlines()[0])
-    parser.add_argument("--runs", type=int, default=11, help="how often each process is started (11)")
+    parser.add_argument("--runs", type=int, default=15, help="how often each process is started (15)")
     options = parser.parse_args(arguments)
     try:
         report("coldstart", measure(options.runs))

@@ -174,6 +174,7 @@ async def _publish(signal: SignalRaised) -> None:
         os.environ["EVENT_GRID_TOPIC_ENDPOINT"],
         AzureKeyCredential(os.environ["EVENT_GRID_TOPIC_KEY"]),
         retry_total=0,
+        use_env_settings=False,
     )
     async for attempt in tenacity.AsyncRetrying(stop=tenacity.stop_after_attempt(4), reraise=True):
         with attempt:

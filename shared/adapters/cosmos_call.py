@@ -146,7 +146,7 @@ class Call:
 
     async def pause(self, answer: Answer, tries: int) -> bool:
         """Wait before the next try; False when there is none left in the budget."""
-        pause = random.uniform(0.5, 1.0) * 0.05 * 2**tries  # noqa: S311 - jitter
+        pause = random.uniform(0.5, 1.0) * 0.025 * 2**tries  # noqa: S311 - jitter
         if answer.retry_after is not None:
             pause = answer.retry_after.total_seconds()
         if tries >= TRIES or asyncio.get_running_loop().time() + pause >= self._deadline:
@@ -207,9 +207,12 @@ class Write:
         others = [other for other in self._steps if other.item and other is not step] if self._is_uncertain else []
         for one in (step, *others):
             found = self._seen[one.id] = await self._call.look(one)
-            if found and found.get("claim") == self._claim:
+            if self._is_ours(found):
                 return Verdict.DONE
         return self._compare(step, self._seen[step.id])
+
+    def _is_ours(self, found: Mapping[str, Any] | None) -> bool:
+        return found is not None and found.get("claim") == self._claim
 
     def _compare(self, step: Step, found: Mapping[str, Any] | None) -> Verdict:
         gone = found is None or has_expired(found, self._now)
@@ -233,9 +236,11 @@ class Write:
             if not step.item:
                 documents.append(step.document)
                 continue
-            found = self._seen.get(step.id) or await self._call.find(step)
+            found = self._seen.get(step.id)
+            if not self._is_ours(found):
+                found = await self._call.find(step)
             # Somebody may have written after us: our etag is lost then, and the next write must find out.
-            etag = found["_etag"] if found and found.get("claim") == self._claim else NO_ETAG
+            etag = found["_etag"] if found and self._is_ours(found) else NO_ETAG
             documents.append(stored(step.document, etag))
         return documents
 

@@ -9,7 +9,7 @@ number of tries but not the wait a 429 asks for, and because its retry of a cut 
 import asyncio
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from pydantic import SecretStr
 
@@ -48,10 +48,18 @@ def parse_url(url: str) -> tuple[str, str]:
     """
     parts = urlsplit(url.removeprefix("cosmos:"))
     query = parse_qs(parts.query)
-    database = query.pop("database", [""])
-    if not parts.hostname or len(database) != 1 or not database[0] or query or parts.path.strip("/"):
-        raise ConfigurationError(f"DOCUMENTS_URL names no Cosmos DB database: write {EXAMPLE}")
-    return f"{parts.scheme}://{parts.netloc}/", database[0]
+    databases = query.pop("database", [])
+    odd = query or parts.path.strip("/") or parts.username is not None or not _has_port(parts)
+    if not parts.hostname or len(databases) != 1 or odd:
+        raise ConfigurationError(f"DOCUMENTS_URL names no storage: write sqlite:FILE or {EXAMPLE}")
+    return f"{parts.scheme}://{parts.netloc}/", databases[0]
+
+
+def _has_port(parts: SplitResult) -> bool:
+    try:
+        return parts.port is None or parts.port > 0
+    except ValueError:
+        return False
 
 
 def is_local(endpoint: str) -> bool:

@@ -284,18 +284,25 @@ def test_every_address_of_the_api_in_the_pages_exists(endpoints: list[Mapping[st
 
 def commands() -> list[tuple[str, set[str]]]:
     """Each command with its options."""
-    group = typer.main.get_command(cli.app)
-    return [
-        (name, {option for parameter in command.params for option in parameter.opts} - {"--help"})
-        for name, command in group.commands.items()  # type: ignore[attr-defined]
-    ]
+    leaves = []
+
+    def walk(group: typer.core.TyperGroup, before: str) -> None:
+        for name, command in group.commands.items():
+            if hasattr(command, "commands"):
+                walk(command, f"{before}{name} ")
+                continue
+            options = {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
+            leaves.append((f"{before}{name}", options - {"--help"}))
+
+    walk(typer.main.get_command(cli.app), "")
+    return leaves
 
 
 @pytest.mark.parametrize(("command", "options"), commands())
 def test_every_option_of_the_command_line_is_told(command: str, options: set[str]) -> None:
     """Each command's options, and no option that it has not."""
     text = section(README, "## The command line")
-    told = re.split(r"^\*\*`troop (\w+)`\*\*", text, flags=re.MULTILINE)
+    told = re.split(r"^\*\*`troop ([a-z ]+)`\*\*", text, flags=re.MULTILINE)
     paragraphs = dict(zip(told[1::2], told[2::2], strict=True))
     said = code(paragraphs[command].partition("**Bars")[0].replace("troop up ", ""))
 
