@@ -193,7 +193,7 @@ def _tell(findings: Findings, name: str, *, counts: bool = True) -> None:
 
 
 def _tell_saved(saved: Saved, lead: str) -> None:
-    print(f"{lead}{saved.documents.total():,} documents; lost: {saved.lost.total():,}")
+    print(f"{lead}{saved.documents.total():,} documents; known to be lost: {saved.lost.total():,}")
     for container in sorted(saved.documents.keys() | saved.lost.keys()):
         print(f"  {container:<14}{saved.documents[container]:>12,}{saved.lost[container]:>10,} lost")
     for name in saved.names:

@@ -12,9 +12,10 @@ from shared.clock import parse_instant, sortable
 from shared.documents import Document
 
 type Row = Sequence[Any]
+type Key = tuple[str, str, str]
+"""Container, partition, id."""
 
 COLUMNS = ("container", "partition", "id", "sort", "due_at", "expires_at", "schema", "etag", "body")
-KEY = COLUMNS[:3]
 _ROWS = "SELECT container, partition, id, sort, due_at, expires_at, schema, etag, body FROM documents NOT INDEXED "
 _IN_ORDER = {
     "ASC": "ORDER BY container, partition, id",
@@ -30,9 +31,15 @@ def open_raw(file: Path) -> sqlite3.Connection:
     return db
 
 
-def rows(db: sqlite3.Connection, order: str = "ASC") -> Iterator[Row]:
+def rows(db: sqlite3.Connection) -> Iterator[Row]:
     """Every row, in the order of the table itself, without asking an index."""
-    return db.execute(_ROWS + _IN_ORDER[order])
+    return db.execute(_ROWS + _IN_ORDER["ASC"])
+
+
+def rows_between(db: sqlite3.Connection, low: Key, high: Key, order: str) -> Iterator[Row]:
+    """The rows from key *low* on and before key *high*, in the order of the table itself, either way."""
+    where = "WHERE (container, partition, id) >= (?,?,?) AND (container, partition, id) < (?,?,?) "
+    return db.execute(_ROWS + where + _IN_ORDER[order], (*low, *high))
 
 
 def row(db: sqlite3.Connection, key: Row) -> Row | None:
@@ -49,9 +56,15 @@ def shown(values: Row) -> list[Any]:
     return [value.decode(errors="replace") if isinstance(value, bytes) else value for value in values]
 
 
+def key_of(row: Row) -> Key:
+    """What a row is known by."""
+    container, partition, id_ = map(str, shown(row[:3]))
+    return container, partition, id_
+
+
 def name_of(row: Row) -> str:
-    """How a row is called: container, partition and id."""
-    return "/".join(map(str, shown(row[: len(KEY)])))
+    """How a row is called."""
+    return "/".join(key_of(row))
 
 
 def document_of(row: Sequence[Any]) -> Document | str:

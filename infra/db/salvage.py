@@ -10,11 +10,15 @@ from functools import partial
 from pathlib import Path
 
 from infra.db.place import Say
-from infra.db.rows import COLUMNS, KEY, Row, document_of, name_of, open_raw, row, rows, shown
+from infra.db.rows import COLUMNS, Key, Row, document_of, key_of, name_of, open_raw, row, rows_between, shown
 from shared.adapters.sqlite import lay_out
 from shared.errors import ConfigurationError
 
 NAMED = 20
+LOWEST, HIGHEST = ("", "", ""), ("\x7f", "", "")
+DIGITS = 64
+DEEPEST = 10
+"""How often a span around damage is halved: each time costs one look, and what it finds is saved."""
 COMMIT_EVERY = 1_000
 _INSERT = (
     "INSERT OR IGNORE INTO documents (container, partition, id, sort, due_at, expires_at, schema, etag, body) "
@@ -71,7 +75,7 @@ def try_salvage(file: Path, say: Say) -> Saved:
 
 class _Salvage:
     """
-    Reads the table from both ends until the damage, then one by one what its indexes know and the ends did not reach.
+    Reads what it can of the table itself, then one by one what only its indexes know.
 
     A row is taken only if it is a document. What cannot be read, or is none, is lost, and named.
     """
@@ -87,14 +91,43 @@ class _Salvage:
         lay_out(self._new, since=0)
         self._new.execute("CREATE TEMP TABLE lost (container, partition, id, PRIMARY KEY (container, partition, id))")
         self._new.execute("BEGIN")
-        for found in _from_both_ends(lambda order: rows(self._source, order)):
-            self._keep(found)
+        if self._is_a_store():
+            self._save_between(LOWEST, HIGHEST)
         for statement, columns in _KEYS:
             for key in _from_both_ends(partial(self._keys, statement, columns)):
                 if not self._has(key):
                     self._keep(row(self._source, key) or key)
         self._new.execute("COMMIT")
         return self.saved
+
+    def _is_a_store(self) -> bool:
+        try:
+            self._source.execute("SELECT 1 FROM documents WHERE 0")
+        except sqlite3.DatabaseError:
+            return False
+        return True
+
+    def _save_between(self, low: Key, high: Key, depth: int = 0) -> None:
+        """Read a span from both ends until the damage; what is left in the middle is halved, and halved again."""
+        is_whole, low = self._read(low, high, "ASC")
+        if is_whole:
+            return
+        _, high = self._read(low, high, "DESC")
+        middle = _between(low, high) if depth < DEEPEST else None
+        if middle:
+            self._save_between(low, middle, depth + 1)
+            self._save_between(middle, high, depth + 1)
+
+    def _read(self, low: Key, high: Key, order: str) -> tuple[bool, Key]:
+        """Save the rows of a span in one direction; whether all could be read, and the key it came to."""
+        came_to = low if order == "ASC" else high
+        try:
+            for found in rows_between(self._source, low, high, order):
+                self._keep(found)
+                came_to = key_of(found)
+        except sqlite3.DatabaseError:
+            return False, came_to
+        return True, came_to
 
     def _keys(self, statement: str, columns: tuple[str, ...], order: str) -> Iterator[Row]:
         return self._source.execute(statement + ", ".join(f"{column} {order}" for column in columns))
@@ -113,16 +146,36 @@ class _Salvage:
         self._say(f"{self.saved.documents.total():,} documents read, {self.saved.lost.total():,} lost")
 
     def _lose(self, found: Row) -> None:
-        key = [str(value) for value in shown(found[: len(KEY)])]
+        key = key_of(found)
         if self._new.execute("INSERT OR IGNORE INTO temp.lost VALUES (?,?,?)", key).rowcount:
             self.saved.lost[key[0]] += 1
             if len(self.saved.names) < NAMED:
                 self.saved.names.append(name_of(found))
 
     def _has(self, found: Row) -> bool:
-        key = shown(found[: len(KEY)])
         sql = "SELECT 1 FROM documents WHERE container=? AND partition=? AND id=?"
-        return self._new.execute(sql, key).fetchone() is not None
+        return self._new.execute(sql, key_of(found)).fetchone() is not None
+
+
+def _between(low: Key, high: Key) -> Key | None:
+    """A key about half way; None where there is no room for one."""
+    for place, (a, b) in enumerate(zip(low, high, strict=True)):
+        if a == b:
+            continue
+        first = _as_number(str(a)) + 1
+        half = (first + _as_number(str(b))) // 2
+        letters = "".join(chr(half >> shift & 0x7F) for shift in range(7 * (DIGITS - 1), -1, -7)).rstrip("\0")
+        middle = key_of([*low[:place], letters, *[""] * (len(low) - place - 1)])
+        return middle if low < middle < high else None
+    return None
+
+
+def _as_number(text: str) -> int:
+    """The beginning of a text as digits to the base of 128; order is kept, what is not ASCII counts as its last."""
+    number = 0
+    for letter in text[:DIGITS].ljust(DIGITS, "\0"):
+        number = number << 7 | min(ord(letter), 0x7F)
+    return number
 
 
 def _from_both_ends(read: Callable[[str], Iterator[Row]]) -> Iterator[Row]:

@@ -87,7 +87,7 @@ class CosmosPlace:
 
     def close(self) -> None:
         if self._client is not None:
-            self._client.__exit__(None, None, None)
+            self._client.close()
 
 
 def _exists(proxy: Any) -> bool:

@@ -1,5 +1,6 @@
 """What Cosmos DB answers when not all is well, by its documentation; the rest is in test_documents.py."""
 
+import ast
 import asyncio
 import json
 import subprocess
@@ -705,6 +706,16 @@ class TestProvision:
         assert again == []
         assert known == list(CONTAINERS)
 
+    def test_every_container_of_the_app_is_made(self):
+        """A container that is named somewhere and made nowhere would be missing in production only."""
+        named: set[str] = set()
+        for place in ("shared", "signals", "alerts", "content", "infra/db"):
+            for path in (ROOT / place).rglob("*.py"):
+                named |= _containers_named(ast.parse(path.read_text()))
+
+        assert named >= {"series", "signals", "deliveries", "posts", "deadletters", "rules"}
+        assert named <= set(CONTAINERS)
+
     async def test_policy_that_differs_is_set(self, wall):
         """A container somebody made by hand indexes everything: every write would pay for that."""
         account = CosmosAccount()
@@ -737,3 +748,26 @@ class TestProvision:
         with pytest.raises(ConfigurationError, match="series is not partitioned by /partition"):
             await store.provision(dry_run=True)
         await store.close()
+
+
+def _containers_named(module: ast.Module) -> set[str]:
+    """The module's constants that stand where a call of the storage port names its container."""
+    constants: dict[str, object] = {}
+    for node in module.body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant | ast.Tuple):
+            names, values = node.targets[0], node.value
+            pairs = zip(names.elts, values.elts, strict=True) if isinstance(names, ast.Tuple) else [(names, values)]
+            constants |= {n.id: v.value for n, v in pairs if isinstance(n, ast.Name) and isinstance(v, ast.Constant)}
+    operations = {"read", "create", "replace", "delete", "batch", "page", "feed", "due"}
+    calls = [(node.func, node.args) for node in ast.walk(module) if isinstance(node, ast.Call) and node.args]
+    calls += [(args[0], args[1:]) for func, args in calls if ast.unparse(func) == "partial" and len(args) > 1]
+    firsts = [
+        args[0]
+        for func, args in calls
+        if isinstance(func, ast.Attribute)
+        and func.attr in operations
+        and ast.unparse(func.value).endswith(("documents", "store"))
+    ]
+    named = [constants.get(first.id) for first in firsts if isinstance(first, ast.Name)]
+    literal = [first.value for first in firsts if isinstance(first, ast.Constant)]
+    return {name for name in [*named, *literal] if isinstance(name, str)}
