@@ -16,7 +16,7 @@ run: $(STAMP)   ## the embedded cloud and the app on http://127.0.0.1:7071
 	@exec $(BIN)/troop up $(ARGS)
 
 test: $(STAMP) $(NODE_STAMP)   ## every test; under three minutes
-	@exec $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	@exec $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: $(STAMP)   ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .
@@ -28,8 +28,8 @@ fix: $(STAMP)   ## what a machine can repair
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(STAMP)   ## make bench NAME=pipeline
-	@test -n "$(NAME)" || { echo "say which: make bench NAME=coldstart | pipeline"; exit 2; }
+bench: $(STAMP) $(NODE_STAMP)   ## make bench NAME=pipeline
+	@test -n "$(NAME)" || { echo "say which: make bench NAME=coldstart | pipeline | documents"; exit 2; }
 	@exec $(BIN)/python -m bench.$(NAME) $(ARGS)
 
 setup: $(STAMP)

@@ -25,6 +25,9 @@ type Step = Callable[[Body], Body]
 SYSTEM, PARTITION, STORE = "system", "schema", "store"
 """Where a store keeps what it knows about its own version: container, partition and id of the marker."""
 
+NOTES = 500
+"""More than a store ever keeps about itself: the marker, and while it is migrated a cursor for each container."""
+
 STEPS: Mapping[tuple[str, int], Step] = {}
 """(container, version it reads) → pure function from that version's body to the next one's."""
 
@@ -186,9 +189,8 @@ async def read_marker(store: Documents, migrations: Migrations = MIGRATIONS) -> 
         ConfigurationError: the store was used by a newer version of the app.
 
     """
-    try:
-        marker = await store.read(SYSTEM, PARTITION, STORE)
-    except NotFoundError:
+    marker = await read_note(store, STORE)
+    if marker is None:
         return None
     version, known = int(marker.body["version"]), migrations.store_version
     if version > known:
@@ -197,6 +199,12 @@ async def read_marker(store: Documents, migrations: Migrations = MIGRATIONS) -> 
             f"this one knows {known}): update the app, or give it another store"
         )
     return marker
+
+
+async def read_note(store: Documents, name: str) -> Document | None:
+    """What a store keeps about itself under a name; it is listed, because that it is missing is no error."""
+    notes = await store.page(SYSTEM, PARTITION, limit=NOTES)
+    return next((note for note in notes if note.id == name), None)
 
 
 async def claim_version(

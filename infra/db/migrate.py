@@ -20,7 +20,7 @@ from shared.adapters.sqlite import SCHEMA, lay_out
 from shared.clock import Clock
 from shared.documents import Document, Documents, sort_key
 from shared.errors import ConfigurationError, ConflictError, InvalidPayloadError, NotFoundError, StaleError
-from shared.migrations import MIGRATIONS, PARTITION, SYSTEM, Migrations, claim_version, read_marker
+from shared.migrations import MIGRATIONS, PARTITION, SYSTEM, Migrations, claim_version, read_marker, read_note
 from shared.wiring import VERSION
 
 SHOWN = 20
@@ -85,14 +85,18 @@ class _Migration:
             return True
         layout = layout_of(file) if file and file.exists() else 0
         if isinstance(self._store, Provisioned):
-            for line in await steadily(partial(self._store.provision, dry_run=self._dry_run)):
+            lines = await steadily(partial(self._store.provision, dry_run=self._dry_run))
+            for line in lines:
                 print(line)
+            if lines and self._dry_run:
+                return True  # what lies in containers that are still to be made, nobody can say
         marker = await self._marker()
         is_behind = marker is None or marker.body["upgraded"] < self._migrations.store_version
         owes_documents = bool(self._migrations.containers) and is_behind
-        if file and 0 < layout < SCHEMA:
+        is_old = file is not None and 0 < layout < SCHEMA
+        if is_old:
             print(f"layout {layout} {'would become' if self._dry_run else 'becomes'} {SCHEMA}")
-        if file and layout and (layout < SCHEMA or owes_documents) and not self._dry_run:
+        if file and layout and (is_old or owes_documents) and not self._dry_run:
             await self._back_up(file)
             _lay_out(file)
         refused = await self._upgrade_all() if owes_documents else 0
@@ -100,7 +104,9 @@ class _Migration:
             await self._finish(is_upgraded=not refused)
         if refused:
             print(f"{refused:,} documents stay as they are: the app cannot read them; see above")
-        elif not self._dry_run:
+        elif self._dry_run and (owes_documents or is_old):
+            print("this was a dry run: nothing was changed")
+        else:
             print(f"{self._place.name} is up to date (store version {self._migrations.store_version})")
         return not refused
 
@@ -193,10 +199,7 @@ class _Migration:
         await steadily(partial(claim, self._store, self._wall))
 
     async def _note(self, name: str) -> Document | None:
-        try:
-            return await steadily(partial(self._store.read, SYSTEM, PARTITION, name))
-        except NotFoundError:
-            return None
+        return await steadily(partial(read_note, self._store, name))
 
     async def _keep_note(self, name: str, body: dict[str, Any]) -> None:
         """Remember how far we are; when another run writes at the same moment, its note is as good."""

@@ -17,8 +17,8 @@ from shared.errors import ConfigurationError
 NAMED = 20
 LOWEST, HIGHEST = ("", "", ""), ("\x7f", "", "")
 DIGITS = 64
-DEEPEST = 10
-"""How often a span around damage is halved: each time costs one look, and what it finds is saved."""
+HALVED_IN_VAIN = 7
+"""How often a span around damage is halved again although the last halving found nothing."""
 COMMIT_EVERY = 1_000
 _INSERT = (
     "INSERT OR IGNORE INTO documents (container, partition, id, sort, due_at, expires_at, schema, etag, body) "
@@ -107,16 +107,17 @@ class _Salvage:
             return False
         return True
 
-    def _save_between(self, low: Key, high: Key, depth: int = 0) -> None:
+    def _save_between(self, low: Key, high: Key, in_vain: int = 0) -> None:
         """Read a span from both ends until the damage; what is left in the middle is halved, and halved again."""
-        is_whole, low = self._read(low, high, "ASC")
+        is_whole, first = self._read(low, high, "ASC")
         if is_whole:
             return
-        _, high = self._read(low, high, "DESC")
-        middle = _between(low, high) if depth < DEEPEST else None
+        _, last = self._read(first, high, "DESC")
+        in_vain = in_vain + 1 if (first, last) == (low, high) else 0
+        middle = _between(first, last) if in_vain < HALVED_IN_VAIN else None
         if middle:
-            self._save_between(low, middle, depth + 1)
-            self._save_between(middle, high, depth + 1)
+            self._save_between(first, middle, in_vain)
+            self._save_between(middle, last, in_vain)
 
     def _read(self, low: Key, high: Key, order: str) -> tuple[bool, Key]:
         """Save the rows of a span in one direction; whether all could be read, and the key it came to."""

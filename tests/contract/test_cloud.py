@@ -25,8 +25,6 @@ from infra.local.faults import Switchboard
 from shared.clock import MarketTime, StoppedClock
 from shared.errors import ConflictError, InvalidPayloadError
 
-pytestmark = pytest.mark.xdist_group("cloud")
-
 REPOSITORY = Path(__file__).parents[2]
 IN_TIME = 15
 WALL = datetime(2026, 11, 21, 9, tzinfo=UTC)

@@ -688,7 +688,6 @@ class TestIdentity:
 
 
 class TestProvision:
-    @pytest.mark.xdist_group("cosmos")
     async def test_missing_containers_are_made_once(self, npm_cosmos: CosmosPlace, wall):  # noqa: F811
         """A dry run only says so; the next run makes them with our indexes; the one after has nothing to do."""
         store = CosmosDocuments(npm_cosmos.endpoint, "provisioned", npm_cosmos.key, wall)

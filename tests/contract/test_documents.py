@@ -20,10 +20,7 @@ from shared.errors import ConflictError, InvalidPayloadError, NotFoundError, Sta
 from tests.builders import WALL, a_document
 from tests.contract.cosmos_server import ENDPOINT, NPM_GAPS, CosmosPlace, given_cosmos, npm_cosmos  # noqa: F401
 
-COSMOS = pytest.mark.xdist_group("cosmos")
-ADAPTERS = ("sqlite_memory", "sqlite_file", pytest.param("npm_cosmos", marks=COSMOS)) + (
-    (pytest.param("given_cosmos", marks=COSMOS),) if ENDPOINT else ()
-)
+ADAPTERS = ("sqlite_memory", "sqlite_file", "npm_cosmos") + (("given_cosmos",) if ENDPOINT else ())
 THINGS = "things"
 SECOND = timedelta(seconds=1)
 

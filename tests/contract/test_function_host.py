@@ -25,8 +25,6 @@ from infra.local.host.cron import parse_schedule
 from infra.local.host.host import PAGE
 from infra.local.host.routes import Router
 
-pytestmark = pytest.mark.xdist_group("host")
-
 ROOT = Path(__file__).parents[2]
 APP = Path(__file__).parent / "host_app"
 PATIENCE = 20.0

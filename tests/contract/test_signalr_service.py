@@ -31,8 +31,6 @@ from infra.local.signalr.options import FREE_TIER, Options
 from infra.local.signalr.protocol import PING, HubProtocol, invocation, read_kinds
 from infra.local.signalr.service import SignalRService
 
-pytestmark = pytest.mark.xdist_group("signalr")
-
 KEY = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789ABCDEFGH"
 ROOT = Path(__file__).parents[2]
 NODE = ROOT / "tests" / "e2e" / "node"

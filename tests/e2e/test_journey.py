@@ -13,7 +13,7 @@ import pytest
 
 from tests.e2e.harness import ROOT, Running, troop_up
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("journey"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
 NODE = ROOT / "tests" / "e2e" / "node"
 STANDING = ("--symbols", "IBM,MSFT", "--from", "2012-03-01", "--to", "2012-06-01", "--speed", "0")

@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e.harness import Running, troop_up
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("runs"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 SPAN = ("--from", "2012-03-01", "--to", "2012-04-20")
 FAST = ("--speed", "864000")

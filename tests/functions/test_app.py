@@ -21,7 +21,7 @@ from shared.events import Event
 from shared.settings import ROOT, Settings
 from tests.functions.running_app import HOST_KEYS, App
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("app")]
+pytestmark = [pytest.mark.asyncio(loop_scope="session")]
 
 ANONYMOUS = {
     ("GET", "health"),

@@ -26,7 +26,7 @@ from shared.market.ingest import Ingest
 from shared.telemetry import redact, redacting_processor
 from tests.functions.running_app import HANGS_UP, HOST_KEYS, NOW, SECRETS, Answer, App, Reply, waves
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("app")]
+pytestmark = [pytest.mark.asyncio(loop_scope="session")]
 
 CANARIES = SECRETS | HOST_KEYS
 ALL_SECRETS = " ".join(SECRETS.values())

@@ -7,7 +7,7 @@ import pytest
 
 from tests.functions.running_app import SESSIONS, Answer, App, Reply, waves
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("app")]
+pytestmark = [pytest.mark.asyncio(loop_scope="session")]
 
 
 def is_problem(answer: Answer, status: int, *words: str) -> bool:

@@ -13,7 +13,7 @@ from referencing.jsonschema import DRAFT202012
 
 from tests.functions.running_app import Answer, App, Reply
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("app")]
+pytestmark = [pytest.mark.asyncio(loop_scope="session")]
 
 READS = {
     "/health": {},

@@ -397,7 +397,6 @@ def free_port() -> int:
 
 
 @pytest.mark.e2e
-@pytest.mark.xdist_group("runs")
 @pytest.mark.timeout(120)
 def test_ctrl_c_stops_cleanly_and_the_next_start_continues(tmp_path: Path) -> None:
     """Exit code 0 within seconds, no process left; then the market goes on, and no bar is stored twice."""
