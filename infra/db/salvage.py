@@ -94,9 +94,10 @@ class _Salvage:
         if self._is_a_store():
             self._save_between(LOWEST, HIGHEST)
         for statement, columns in _KEYS:
-            for key in _from_both_ends(partial(self._keys, statement, columns)):
-                if not self._has(key):
-                    self._keep(row(self._source, key) or key)
+            for order in ("ASC", "DESC"):
+                for key in _until_damage(partial(self._keys, statement, columns, order)):
+                    if key is not None and not self._has(key):
+                        self._keep(row(self._source, key) or key)
         self._new.execute("COMMIT")
         return self.saved
 
@@ -122,12 +123,11 @@ class _Salvage:
     def _read(self, low: Key, high: Key, order: str) -> tuple[bool, Key]:
         """Save the rows of a span in one direction; whether all could be read, and the key it came to."""
         came_to = low if order == "ASC" else high
-        try:
-            for found in rows_between(self._source, low, high, order):
-                self._keep(found)
-                came_to = key_of(found)
-        except sqlite3.DatabaseError:
-            return False, came_to
+        for found in _until_damage(partial(rows_between, self._source, low, high, order)):
+            if found is None:
+                return False, came_to
+            self._keep(found)
+            came_to = key_of(found)
         return True, came_to
 
     def _keys(self, statement: str, columns: tuple[str, ...], order: str) -> Iterator[Row]:
@@ -179,11 +179,9 @@ def _as_number(text: str) -> int:
     return number
 
 
-def _from_both_ends(read: Callable[[str], Iterator[Row]]) -> Iterator[Row]:
-    """Upwards; where that ends in damage, also downwards as far as that goes."""
-    for order in ("ASC", "DESC"):
-        try:
-            yield from read(order)
-        except sqlite3.DatabaseError:
-            continue
-        return
+def _until_damage(read: Callable[[], Iterator[Row]]) -> Iterator[Row | None]:
+    """The rows as far as they can be read; None behind them says that more could not be."""
+    try:
+        yield from read()
+    except sqlite3.DatabaseError:
+        yield None

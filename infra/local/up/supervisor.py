@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import fcntl
+import io
 import os
 import signal
 import sys
@@ -94,6 +95,7 @@ class Supervisor:
 
     async def _start(self) -> None:
         self._prepare_ports()
+        await self._bring_up_to_date()
         if not self._options.live:
             self._plan = await self._make_plan()
             if self._plan.resumed:
@@ -116,6 +118,23 @@ class Supervisor:
         self._instances = [self._instance(number) for number in range(1, self._options.instances + 1)]
         await self._instances[0].start(self._env())
         await asyncio.gather(*(child.start(self._env()) for child in self._instances[1:]))
+
+    async def _bring_up_to_date(self) -> None:
+        """Migrate the storage of an earlier version, after a backup; says so only when there was something to do."""
+        from infra.db.migrate import migrate
+        from infra.db.place import Place
+
+        if not (self._data / "app.db").exists():
+            return
+        with contextlib.redirect_stdout(io.StringIO()) as told:
+            is_whole = await migrate(Place.of(data=self._data), SystemClock())
+        steps = told.getvalue().strip().splitlines()
+        if len(steps) > 1 or not is_whole:
+            self._say("\n".join(steps))
+        if not is_whole:
+            raise ConfigurationError(
+                f"{self._data / 'app.db'} could not be brought up to date; the reason stands above"
+            )
 
     async def _stop(self) -> None:
         await asyncio.gather(*(child.stop() for child in self._instances))

@@ -21,6 +21,7 @@ import signals.events
 from alerts.models import alert_id, delivery_id
 from content.models import digest_post_id, signal_post_id
 from infra import cli
+from infra.db.subscribers import endpoint_id, subscription_id
 from infra.local.up.settings import Place, embedded
 from shared.adapters.sqlite import SQLiteDocuments
 from shared.clock import StoppedClock
@@ -159,6 +160,8 @@ def made_ids() -> dict[str, str]:
         "delivery_id": delivery_id(alert, "discord"),
         "signal post_id": signal_post_id(signal),
         "digest post_id": digest_post_id(EXCHANGE, date(2012, 4, 23)),
+        "subscription_id": subscription_id("alice"),
+        "endpoint_id": endpoint_id("alice", "discord"),
         "feed id": str(uuid5(NAMESPACE, "feed")),
     }
     for type_, cls in event_types().items():

@@ -19,6 +19,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from infra.cli import app
+from infra.db import salvage
 from infra.db.backup import back_up, backups_of
 from infra.db.migrate import migrate
 from infra.db.place import Place
@@ -272,6 +273,23 @@ class TestSalvage:
         assert stored(file) == stored(tmp_path / "new.db")
         fill(file, [a_document("after", at=WALL - timedelta(1))])
         assert troop("check", "--data", data).exit_code == 0
+
+    def test_trouble_of_the_new_file_is_not_taken_for_damage(self, data, file, tmp_path, monkeypatch):
+        """When the disk is full, nothing is called lost: the error names the new file, and no half of it is left."""
+        fill(file, numbered(300, filler="x" * 200))
+        lay_out_fully = salvage.lay_out
+
+        def lay_out_on_a_small_disk(db: sqlite3.Connection, *, since: int) -> None:
+            lay_out_fully(db, since=since)
+            db.execute("PRAGMA max_page_count=12")
+
+        monkeypatch.setattr(salvage, "lay_out", lay_out_on_a_small_disk)
+
+        found = troop("check", "--data", data, "--salvage", tmp_path / "new.db")
+
+        assert found.exit_code == 1
+        assert f"{tmp_path / 'new.db'} cannot be written: database or disk is full" in found.stderr
+        assert not list(tmp_path.glob("new.db*"))
 
     def test_existing_file_is_never_written_over(self, data, file, tmp_path):
         """Salvage goes to a new file or nowhere."""

@@ -217,7 +217,7 @@ def test_reading_the_packages_imports_none_of_them():
         capture_output=True,
         text=True,
         check=True,
-        cwd=Path(__file__).parents[3],
+        cwd=Path(__file__).parents[2],
     )
 
     assert told.stdout.strip() == "set()"
