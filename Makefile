@@ -9,7 +9,7 @@ export PYTHONDONTWRITEBYTECODE :=
 ARGS ?=
 NAME ?=
 
-.PHONY: run test check fix lock bench sessions setup clean
+.PHONY: run test e2e check fix lock lock-clean bench sessions setup clean
 .DEFAULT_GOAL := run
 
 run: $(STAMP)   ## the embedded cloud and the app on http://127.0.0.1:7071
@@ -17,6 +17,9 @@ run: $(STAMP)   ## the embedded cloud and the app on http://127.0.0.1:7071
 
 test: $(STAMP) $(NODE_STAMP)   ## every test; under three minutes
 	@exec $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+e2e: $(STAMP) $(NODE_STAMP)   ## only the tests that start real processes
+	@exec $(BIN)/python -m pytest -m e2e $(ARGS)
 
 check: $(STAMP)   ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .

@@ -46,6 +46,10 @@ class Deliveries(Protocol):
         """The event of an alert was published."""
         ...
 
+    async def postpone(self, record: Record, due_at: datetime) -> None:
+        """The event of an alert could not be published: it is owed again from *due_at* on."""
+        ...
+
     async def due(self, before: datetime, limit: int) -> Sequence[tuple[str, str]]:
         """(subscriber, alert id) of alerts with something due at *before* (wall)."""
         ...

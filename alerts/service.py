@@ -15,7 +15,14 @@ from alerts.logic.wording import word, worst
 from alerts.models import Alert, Delivery, Record, Subscription
 from alerts.ports import Channel, Connection, Deliveries, Hub
 from shared.clock import Clock, format_instant
-from shared.errors import ConfigurationError, InvalidPayloadError, OutcomeUnknownError, StaleError, TroopError
+from shared.errors import (
+    ConfigurationError,
+    InvalidPayloadError,
+    OutcomeUnknownError,
+    StaleError,
+    TroopError,
+    UnavailableError,
+)
 from shared.events import EventPublisher
 from shared.http import cursor_of
 from shared.market.models import symbol_of
@@ -26,6 +33,9 @@ log = get_logger(__name__)
 
 PUBLIC = "public"
 HUB_GROUPS = 50
+LONGEST_ATTEMPT = timedelta(seconds=6)
+"""An attempt ends within its lease and within the time a handler may take."""
+TELL_AGAIN = timedelta(seconds=15)
 SWEEP_BUDGET = timedelta(seconds=8)
 AT_ONCE = 16
 
@@ -103,7 +113,12 @@ class AlertService:
         """Bring every delivery as far as it goes now, then tell the house of the alert, once."""
         await _all([self._deliver(record, delivery) for delivery in record.deliveries])
         if record.owes_event:
-            await self.publisher.publish([_event(record)])
+            try:
+                await self.publisher.publish([_event(record)])
+            except TroopError:
+                # Behind the others: alerts that cannot be told now must not hold up deliveries that are due.
+                await self.deliveries.postpone(record, self.wall.now() + TELL_AGAIN)
+                raise
             await self.deliveries.told(record)
 
     async def _deliver(self, record: Record, delivery: Delivery) -> None:
@@ -112,9 +127,7 @@ class AlertService:
         try:
             match delivering.next_step(delivery, now):
                 case Step.SEND:
-                    claim = await self.deliveries.move(
-                        delivering.claimed(delivery, uuid4().hex, until=now + self.lease)
-                    )
+                    claim = await self._claim(delivering.claimed(delivery, uuid4().hex, until=now + self.lease))
                     await self.deliveries.move(await self._attempt(record, claim))
                 case Step.GIVE_UP_KNOWING:
                     await self.deliveries.move(delivering.unknown(delivery, "the process died while it was being sent"))
@@ -123,17 +136,33 @@ class AlertService:
         except StaleError:
             log.info("delivery.raced", delivery_id=delivery.delivery_id, channel=delivery.channel)
 
+    async def _claim(self, wanted: Delivery) -> Delivery:
+        """
+        Write a claim. Where storage cannot say whether it was written, the token tells whose it is.
+
+        Raises:
+            StaleError: somebody else has it.
+            UnavailableError: it was not written.
+
+        """
+        try:
+            return await self.deliveries.move(wanted)
+        except UnavailableError:
+            stored = await self.deliveries.read(wanted.subscriber, wanted.alert_id)
+            found = next(d for d in stored.deliveries if d.channel == wanted.channel)
+            if found.token != wanted.token:
+                raise
+            return found
+
     async def _attempt(self, record: Record, claim: Delivery) -> Delivery:
         """The outcome of one attempt, as the delivery's next state."""
         with span("delivery.attempt", channel=claim.channel, delivery_id=claim.delivery_id):
             try:
                 # A lease outlives its attempt, so nobody takes over what is still being sent.
-                async with asyncio.timeout(self.lease.total_seconds() / 2):
+                async with asyncio.timeout(min(self.lease / 2, LONGEST_ATTEMPT).total_seconds()):
                     provider_id = await self._channel(claim.channel).send(record.alert, item_of(record))
             except TimeoutError:
-                return delivering.failed(
-                    claim, OutcomeUnknownError("no answer within half the lease"), now=self.wall.now()
-                )
+                return delivering.failed(claim, OutcomeUnknownError("no answer in time"), now=self.wall.now())
             except TroopError as e:
                 outcome = delivering.failed(claim, e, now=self.wall.now())
                 log.warning(

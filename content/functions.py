@@ -9,7 +9,7 @@ from content.logic.atom import feed
 from content.models import Kind, Post
 from content.wiring import Wired
 from shared.errors import InvalidPayloadError
-from shared.http import AFTER, CURSOR, LIMIT, Api, Body, Page, Query, listed
+from shared.http import AFTER, CURSOR, LIMIT, Api, Body, Page, Query, cursor_of, listed
 from shared.inbound import on_time, settle
 from signals.events import SignalRaised
 
@@ -31,6 +31,7 @@ class PostItem(Body):
     occurred_at: datetime
     recorded_at: datetime
     updated_at: datetime
+    cursor: str
 
 
 class PostPage(Page[PostItem]):
@@ -117,4 +118,5 @@ def _item(post: Post) -> PostItem:
         occurred_at=post.occurred_at,
         recorded_at=post.recorded_at,
         updated_at=post.updated_at,
+        cursor=cursor_of(post.sort),
     )

@@ -1,6 +1,7 @@
 """What the content domain does: collect facts, publish a post a signal and a digest a session."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
@@ -127,7 +128,13 @@ class ContentService:
             await self._tell(stored)
 
     async def _tell(self, post: Post) -> None:
-        await self.publisher.publish([_event(post)])
+        try:
+            await self.publisher.publish([_event(post)])
+        except TroopError:
+            # Behind the others: posts that cannot be told now must not hold up drafts that are due.
+            with suppress(StaleError):
+                await self.posts.save(replace(post, due_at=self.wall.now() + GRACE))
+            raise
         try:
             await self.posts.save(replace(post, due_at=None))
         except StaleError:

@@ -74,7 +74,7 @@ class MarketTime:
             )
         except ValueError as e:
             raise ConfigurationError(
-                "MARKET_CLOCK cannot be read: write <market instant>@<wall instant>*<speed>, "
+                "MARKET_CLOCK cannot be read: write <market instant>@<wall instant>*<speed>[..<market end>], "
                 "for example 2012-03-01T00:00:00Z@2026-11-21T09:00:00Z*86400"
             ) from e
 

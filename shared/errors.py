@@ -4,6 +4,7 @@ Every trouble this house knows, in three kinds that say what to do.
     TroopError
     + TransientError          try again, no sooner than ``retry_after``
       - RateLimitedError        the other side asked us to slow down
+        . QuotaSpentError         ... or we ourselves did, before asking it
       - UnavailableError        the other side is down, slow or unreachable
       - StaleError              somebody else wrote first: read again, then decide again
     + PermanentError          never try the same again: record it, bury it, move on
@@ -38,6 +39,10 @@ class TransientError(TroopError):
 
 class RateLimitedError(TransientError):
     """The other side asked us to slow down."""
+
+
+class QuotaSpentError(RateLimitedError):
+    """We ourselves hold the call back: the other side was not asked and refused nothing."""
 
 
 class UnavailableError(TransientError):

@@ -7,8 +7,10 @@ from typing import Any
 import azure.functions as func
 
 from shared.documents import Document
+from shared.errors import ConfigurationError
 from shared.http import CURSOR, LIMIT, Api, Body, Page, cursor_of, limit_of, sort_of
 from shared.inbound import on_time
+from shared.telemetry import redact
 from shared.wiring import Core
 
 
@@ -91,7 +93,8 @@ async def _health(core: Core) -> Health | func.HttpResponse:
         await core.documents.feed("system", limit=1)
         storage = "ok"
     except Exception as e:  # noqa: BLE001 - whatever is wrong with storage, health must say so
-        storage = type(e).__name__
+        # A wrong setting or a damaged store is for a person to mend, so its text is told; it never holds a secret.
+        storage = f"{type(e).__name__}: {redact(str(e))}" if isinstance(e, ConfigurationError) else type(e).__name__
     health = Health(
         status="ok" if storage == "ok" else "unavailable",
         checks={"storage": storage},

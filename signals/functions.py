@@ -5,7 +5,7 @@ from datetime import datetime
 
 import azure.functions as func
 
-from shared.http import AFTER, CURSOR, LIMIT, Api, Body, Page, Query, listed
+from shared.http import AFTER, CURSOR, LIMIT, Api, Body, Page, Query, cursor_of, listed
 from shared.inbound import on_time, settle
 from shared.market.events import BarsIngested
 from shared.market.models import symbol_of
@@ -31,6 +31,7 @@ class SignalItem(Body):
     provider: str
     revision: int
     recorded_at: datetime
+    cursor: str
 
 
 class SignalPage(Page[SignalItem]):
@@ -75,6 +76,8 @@ def blueprint(signals: Wired, api: Api) -> func.Blueprint:
         found, cursor = await listed(
             req, lambda after, newest, limit: service.listed(symbol, after, newest_first=newest, limit=limit)
         )
-        return SignalPage(items=[SignalItem.model_validate(d.body) for d in found], next=cursor)
+        return SignalPage(
+            items=[SignalItem.model_validate({**d.body, "cursor": cursor_of(d.sort)}) for d in found], next=cursor
+        )
 
     return bp

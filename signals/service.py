@@ -9,7 +9,7 @@ from typing import Any
 
 from shared.clock import Clock
 from shared.documents import Document
-from shared.errors import StaleError
+from shared.errors import PermanentError, StaleError
 from shared.events import EventPublisher
 from shared.market.events import BarsIngested
 from shared.market.models import Columns, instant_of, minute_of
@@ -24,6 +24,8 @@ from signals.ports import Signals
 
 log = get_logger(__name__)
 
+STEP = 500
+"""Bars that are evaluated and written down together."""
 BREATH = 250
 """Bars after which a long evaluation lets other work on."""
 
@@ -55,17 +57,32 @@ class SignalService:
             series.key, series.revision, since=series.evaluated_through, lookback=lookback - 1
         )
         first = _first_after(columns, series.evaluated_through)
-        if first == len(columns):
-            return
-        with span("signals.evaluate", symbol=series.symbol, bars=len(columns) - first):
-            found, states = await self._find(series, columns, first, watchers)
-        await self._tell([pair for signal in found if (pair := await self.signals.keep(signal))])
-        await self._advance(series, instant_of(columns.closed[-1]), states)
+        while first < len(columns):
+            # In steps that are written down, so that a long history never has to fit into one handler's time.
+            step = columns[: first + STEP]
+            with span("signals.evaluate", symbol=series.symbol, bars=len(step) - first):
+                found, states = await self._find(series, step, first, watchers)
+            owing = [
+                pair
+                for signal in found
+                if (pair := await self.signals.keep(replace(signal, recorded_at=self.wall.now())))
+            ]
+            # Every kept signal owes its event in storage: trouble with the topic must not hold up what is evaluated.
+            series = await self._advance(series, instant_of(step.closed[-1]), states)
+            await self._tell(owing)
+            first += STEP
 
     async def sweep(self) -> int:
         """Tell of signals whose event is still owed; returns how many."""
         untold = await self.signals.untold(self.wall.now())
-        await self._tell(untold)
+        try:
+            await self._tell(untold)
+        except PermanentError:
+            for one in untold:  # one that the topic refuses must not hold up the others
+                try:
+                    await self._tell([one])
+                except PermanentError as e:
+                    log.error("signal.refused", signal_id=one[0].signal_id, reason=str(e))  # noqa: TRY400
         if untold:
             log.info("signals.told_late", count=len(untold))
         return len(untold)
@@ -124,16 +141,16 @@ class SignalService:
         for _, document in owing:
             await self.signals.told(document)
 
-    async def _advance(self, series: Series, through: datetime, states: dict[str, Any]) -> None:
+    async def _advance(self, series: Series, through: datetime, states: dict[str, Any]) -> Series:
         """Write down how far the series was evaluated, unless a twin is further already."""
         while series.evaluated_through is None or series.evaluated_through < through:
             due_at = self.market.ingest.next_due(series.interval, through) if series.is_active else None
+            advanced = replace(series, evaluated_through=through, entries=states, due_at=due_at, told_at=None)
             try:
-                await self.market.series.save(replace(series, evaluated_through=through, entries=states, due_at=due_at))
+                return await self.market.series.save(advanced)
             except StaleError:
                 series = await self.market.series.get(series.symbol, series.interval)
-                continue
-            return
+        return series
 
 
 def _first_after(columns: Columns, through: datetime | None) -> int:

@@ -63,6 +63,12 @@ class DeliveryDocuments:
         except StaleError:
             return  # a twin told it too, and wrote so first
 
+    async def postpone(self, record: Record, due_at: datetime) -> None:
+        try:
+            await self._documents.replace(CONTAINER, record.document.with_body(record.document.body, due_at=due_at))
+        except StaleError:
+            return  # a twin is at it
+
     async def due(self, before: datetime, limit: int) -> Sequence[tuple[str, str]]:
         found = await self._documents.due(CONTAINER, before=before, limit=limit)
         return list(dict.fromkeys((d.partition, d.body["alert_id"]) for d in found))

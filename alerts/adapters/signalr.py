@@ -103,7 +103,10 @@ class SignalRChannel:
 
     async def join(self, user_id: str, group: str) -> None:
         path = f"/api/hubs/{HUB}/users/{quote(user_id, safe='')}/groups/{quote(group, safe='')}"
-        await self._call("PUT", path, b"", ttl=int(MEMBERSHIP.total_seconds()))
+        try:
+            await self._call("PUT", path, b"", ttl=int(MEMBERSHIP.total_seconds()))
+        except OutcomeUnknownError as e:  # joining twice is joining once
+            raise UnavailableError(str(e)) from None
 
     async def _call(self, method: str, path: str, body: bytes, **query: int) -> None:
         url = f"{self._service.endpoint}{path}"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 BATCH = 200
 """Events a request; our largest event is under 4 kB and a request may be 1 MB."""
 BUDGET = 6.0
-"""Seconds for one request; the client's own ``timeout`` bounds only the gaps between its attempts."""
+"""Seconds for one request with all its tries; the client's own ``timeout`` bounds only the gaps between its attempts."""
 
 
 class EventGridPublisher:
@@ -43,7 +43,11 @@ class EventGridPublisher:
     async def publish(self, events: Sequence[Event]) -> None:
         for start in range(0, len(events), BATCH):
             wire = [_wire(event) for event in events[start : start + BATCH]]
-            await retry(lambda wire=wire: self._send(wire))  # type: ignore[misc]
+            try:
+                async with asyncio.timeout(BUDGET):
+                    await retry(lambda wire=wire: self._send(wire))  # type: ignore[misc]
+            except TimeoutError:
+                raise UnavailableError("the event topic did not take the events in time") from None
 
     async def close(self) -> None:
         if self._client is not None:
@@ -54,12 +58,11 @@ class EventGridPublisher:
         from azure.core.exceptions import HttpResponseError, ServiceRequestError, ServiceResponseError
 
         try:
-            async with asyncio.timeout(BUDGET):
-                await self._connect().send(wire)
+            await self._connect().send(wire)
         except HttpResponseError as e:
             headers = getattr(e.response, "headers", {})
             raise _classify(e.status_code, headers.get("Retry-After")) from None
-        except (ServiceRequestError, ServiceResponseError, TimeoutError) as e:
+        except (ServiceRequestError, ServiceResponseError) as e:
             raise UnavailableError(f"the event topic did not answer ({type(e).__name__})") from None
 
     def _connect(self) -> "EventGridPublisherClient":

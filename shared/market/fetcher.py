@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from shared.errors import NotEntitledError, PermanentError, RateLimitedError, UnknownSymbolError
+from shared.errors import NotEntitledError, PermanentError, QuotaSpentError, RateLimitedError, UnknownSymbolError
 from shared.market.models import Fetched, Interval, Quote
 from shared.market.ports import Provider
 from shared.market.throttle import Throttle
@@ -69,6 +69,8 @@ class Fetcher:
         with span("provider.call", provider=provider.name):
             try:
                 return await call(provider)
+            except QuotaSpentError:
+                raise  # our own restraint, between the calls of one fetch: the provider refused nothing
             except RateLimitedError as e:
                 await throttle.refused(e.retry_after or REFUSED_WAIT)
                 raise

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import tomllib
+from bisect import bisect_left
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -23,11 +24,23 @@ from shared.errors import (
     RateLimitedError,
     StaleError,
     TransientError,
+    TroopError,
+    UnavailableError,
 )
 from shared.events import EventPublisher
 from shared.market.events import BarsIngested
 from shared.market.fetcher import Fetcher
-from shared.market.models import Bar, Columns, Fetched, Interval, instant_of, interval_of, minute_of, symbol_of
+from shared.market.models import (
+    Adjustment,
+    Bar,
+    Columns,
+    Fetched,
+    Interval,
+    instant_of,
+    interval_of,
+    minute_of,
+    symbol_of,
+)
 from shared.market.sessions import calendar
 from shared.market.stores import SYSTEM, Bars, Quotes, Series, SeriesStore, WantedQuote
 from shared.telemetry import get_logger, span
@@ -35,11 +48,14 @@ from shared.telemetry import get_logger, span
 log = get_logger(__name__)
 
 BUDGET = timedelta(seconds=8)
+OVERTIME = 1.0
+"""Seconds a slot that was begun in time may go on behind the budget."""
 AT_ONCE = 8
 DUE_LIMIT = 1000
 REPEAT_AFTER = timedelta(seconds=20)
 """When stored bars are still not evaluated this long after, their event is told again."""
 FIRST_WAIT = timedelta(minutes=15)
+OUTAGE_WAIT = timedelta(minutes=1)
 LONGEST_WAIT = timedelta(days=1)
 SAME = 1e-6
 """Relative difference up to which two prices of one bar count as the same (providers round to 4 decimals)."""
@@ -71,10 +87,11 @@ class Ingest:
 
     async def ingest(self) -> int:
         """Do every slot that is due by the market clock, oldest first, for at most 8 s; returns how many."""
-        await self.apply_watchlist_file()
         deadline = self.wall.now() + BUDGET
+        await self.apply_watchlist_file()
         due = await self.series.due(self.market.now(), DUE_LIMIT)
-        queue = iter(due)
+        # Oldest first, but those that were in trouble last time behind the others: eight slow ones would starve all.
+        queue = iter(sorted(due, key=lambda series: series.trouble is not None))
         done = 0
 
         async def work() -> None:
@@ -82,7 +99,12 @@ class Ingest:
             for series in queue:
                 if self.wall.now() >= deadline:
                     return
-                await self._slot(series)
+                left = (deadline - self.wall.now()).total_seconds() + OVERTIME
+                try:
+                    async with asyncio.timeout(left):
+                        await self._slot(series)
+                except TimeoutError:  # as safe as a kill: what is stored is stored, the rest is still due
+                    await self._postpone_safely(series, UnavailableError("the slot took too long"))
                 done += 1
 
         await asyncio.gather(*(work() for _ in range(min(AT_ONCE, len(due)))))
@@ -154,25 +176,36 @@ class Ingest:
             return
 
     async def _slot(self, series: Series) -> None:
+        """One slot; no trouble of one series may end the others."""
         with span("series.ingest", symbol=series.symbol, interval=series.interval):
             try:
                 await self._ingest(series)
             except (StaleError, ConflictError) as e:
                 log.info("slot.raced", series=series.key, reason=str(e))  # another instance did it: see next time
-            except TransientError as e:
-                await self._postpone(series, e, e.retry_after if isinstance(e, RateLimitedError) else None)
-            except (PermanentError, ConfigurationError) as e:
-                await self._postpone(series, e, None)
+            except TroopError as e:
+                await self._postpone_safely(series, e)
+            except Exception as e:
+                log.exception("slot.broke", series=series.key)
+                await self._postpone_safely(series, PermanentError(f"unexpected trouble ({type(e).__name__})"))
+
+    async def _postpone_safely(self, series: Series, e: Exception) -> None:
+        try:
+            await self._postpone(series, e, e.retry_after if isinstance(e, RateLimitedError) else None)
+        except TroopError as trouble:
+            log.warning("slot.left_due", series=series.key, reason=str(trouble))  # storage itself is in trouble
 
     async def _ingest(self, series: Series) -> None:
+        if not series.is_active:
+            return
         now = self.market.now()
         newest = await self.bars.newest(series.key, series.revision)
         stored = instant_of(newest.columns.closed[-1]) if newest else None
         expected = calendar().last_bar_close(series.interval, now - self.delay)
-        if newest and stored and stored >= expected:
-            if series.evaluated_through is None or series.evaluated_through < stored:
-                await self._repeat(series, newest.recorded_at, stored)
-            else:
+        owed = stored is not None and (series.evaluated_through is None or series.evaluated_through < stored)
+        if newest and stored and owed:
+            series = await self._repeat(series, newest.recorded_at, stored)
+        if stored and stored >= expected:
+            if not owed:
                 await self.series.save(replace(series, due_at=self.next_due(series.interval, stored)))
             return
         fetched = await self.fetcher.bars(
@@ -200,16 +233,29 @@ class Ingest:
         """The provider changed history (a split, a correction): write all of it again under the next revision."""
         whole = await self.fetcher.bars(series.symbol, series.interval, since=None, now=now, provider=series.provider)
         closed = [b for b in whole.bars if b.closed_at <= now]
+        held = await self.bars.window(series.key, series.revision, since=None, lookback=0)
+        if not closed or minute_of(closed[-1].closed_at) < held.closed[-1]:
+            raise UnavailableError("the provider's new history ends before what is stored")
+        first = minute_of(closed[0].closed_at)
+        if first > held.closed[0]:
+            if series.adjustment is not Adjustment.RAW:
+                raise UnavailableError("the provider's new history begins after what is stored")
+            # Raw prices from before the provider's answer are as true as ever.
+            closed = [held.bar(i) for i in range(bisect_left(held.closed, first))] + closed
         await self.bars.append(series.key, series.interval, series.revision + 1, closed)
         log.warning("series.revised", series=series.key, revision=series.revision + 1)
         return await self.series.save(replace(series, revision=series.revision + 1)), closed
 
-    async def _repeat(self, series: Series, recorded_at: datetime, stored: datetime) -> None:
-        if self.wall.now() - recorded_at < REPEAT_AFTER:
-            return
+    async def _repeat(self, series: Series, recorded_at: datetime, stored: datetime) -> Series:
+        """Tell again of stored bars that nobody has evaluated for a while, once in a while."""
+        last = max(recorded_at, series.told_at or recorded_at)
+        if self.wall.now() - last < REPEAT_AFTER:
+            return series
         window = await self.bars.window(series.key, series.revision, since=series.evaluated_through, lookback=0)
         if len(window):
+            series = await self.series.save(replace(series, told_at=self.wall.now()))
             await self._tell(series, instant_of(window.closed[0]), stored, len(window))
+        return series
 
     async def _tell(self, series: Series, first: datetime, last: datetime, count: int) -> None:
         event = BarsIngested(
@@ -231,7 +277,7 @@ class Ingest:
             replace(
                 series,
                 misses=series.misses + 1,
-                provider=series.provider,
+                trouble=None,
                 due_at=min(now + wait, self.next_due(series.interval, now)),
             )
         )
@@ -240,8 +286,14 @@ class Ingest:
     async def _postpone(self, series: Series, e: Exception, retry_after: timedelta | None) -> None:
         log.warning("slot.postponed", series=series.key, reason=f"{type(e).__name__}: {e}")
         now = self.market.now()
-        wait = min(FIRST_WAIT * 2 ** min(series.misses, 7), LONGEST_WAIT)
-        passes = isinstance(e, TransientError)
+        # A provider that is down is asked less and less: every try costs a call. Being told to slow down costs none,
+        # because the throttle then refuses by itself, so such a slot simply stays due.
+        is_down = isinstance(e, UnavailableError)
+        wait = min(
+            (OUTAGE_WAIT if is_down else FIRST_WAIT) * 2 ** min(series.misses, 7),
+            FIRST_WAIT if is_down else LONGEST_WAIT,
+        )
+        passes = isinstance(e, TransientError) and not is_down
         trouble: dict[str, Any] = {
             "kind": type(e).__name__,
             "text": str(e),
@@ -250,6 +302,8 @@ class Ingest:
         }
         try:
             current = await self.series.get(series.symbol, series.interval)
+            if not current.is_active:
+                return
             if passes and current.trouble and current.trouble["kind"] == trouble["kind"]:
                 return  # known already; a slot that stays due for minutes is not written about each time
             await self.series.save(
@@ -269,9 +323,12 @@ class Ingest:
 
     async def refresh_quotes(self) -> int:
         """Fetch the quotes that are due: every 15 minutes of an open session, and once after it."""
+        deadline = self.wall.now() + BUDGET
         now = self.market.now()
         done = 0
         for wanted in await self.quotes.due(now, 20):
+            if self.wall.now() >= deadline:
+                break
             open_session = calendar().session_at(now)
             again = now + FIRST_WAIT if open_session else calendar().next_close(now).opens_at
             try:
@@ -281,9 +338,13 @@ class Ingest:
                 done += 1
             except StaleError:
                 continue
-            except TransientError as e:
+            except RateLimitedError as e:
                 log.info("quote.postponed", symbol=wanted.symbol, reason=str(e))
                 break
+            except TransientError as e:
+                log.info("quote.postponed", symbol=wanted.symbol, reason=str(e))
+                with suppress(StaleError):  # behind the others, so that one bad quote stops no other
+                    await self.quotes.put(replace(wanted, due_at=now + FIRST_WAIT))
             except PermanentError as e:
                 log.warning("quote.refused", symbol=wanted.symbol, reason=str(e))
                 with suppress(StaleError):  # a reader noted its interest: it stays due

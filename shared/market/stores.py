@@ -48,6 +48,8 @@ class Series:
     misses: int = 0
     trouble: Mapping[str, Any] | None = None
     entries: Mapping[str, Any] = field(default_factory=dict)
+    told_at: datetime | None = None
+    """When the event of bars that are still not evaluated was told again (wall)."""
     due_at: datetime | None = None
     document: Document | None = None
 
@@ -124,6 +126,7 @@ def _series_body(s: Series) -> dict[str, Any]:
         "misses": s.misses,
         "trouble": s.trouble,
         "entries": s.entries,
+        "told_at": format_instant(s.told_at) if s.told_at else None,
     }
 
 
@@ -142,6 +145,7 @@ def _series(document: Document) -> Series:
         misses=b["misses"],
         trouble=b["trouble"],
         entries=b["entries"],
+        told_at=parse_instant(b["told_at"]) if b.get("told_at") else None,
         due_at=document.due_at,
         document=document,
     )

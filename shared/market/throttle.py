@@ -1,13 +1,14 @@
 """Our restraint towards providers, counted in storage so that every instance shares it."""
 
 import asyncio
+import random
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 from shared.clock import Clock, format_instant, parse_instant
 from shared.documents import Document, Documents, sort_key
-from shared.errors import ConflictError, NotFoundError, RateLimitedError, StaleError
+from shared.errors import ConflictError, NotFoundError, QuotaSpentError, StaleError
 from shared.market.pacing import next_permit, remembered
 from shared.market.registry import Window
 
@@ -51,6 +52,7 @@ class Throttle:
             try:
                 await self._documents.replace(CONTAINER, document.with_body(body))
             except StaleError:
+                await asyncio.sleep(random.uniform(0.005, 0.05))  # noqa: S311 - jitter: another instance was first
                 continue
             return
 
@@ -67,7 +69,7 @@ class Throttle:
 
     def _must_be_near(self, instant: datetime, latest: datetime) -> None:
         if instant > latest:
-            raise RateLimitedError(
+            raise QuotaSpentError(
                 f"{self._provider}: our quota is spent for now", retry_after=instant - self._wall.now()
             )
 
@@ -85,6 +87,7 @@ class Throttle:
             try:
                 await self._documents.replace(CONTAINER, document.with_body(b))
             except StaleError:
+                await asyncio.sleep(random.uniform(0.005, 0.05))  # noqa: S311 - jitter: another instance was first
                 continue
             return instant
 

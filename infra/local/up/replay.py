@@ -39,8 +39,8 @@ class Wanted:
 class Plan:
     """A replay that can start."""
 
-    symbols: list[str]
-    interval: str
+    series: list[tuple[str, str]]
+    """What is watched: symbol and interval, sorted."""
     live_from: datetime
     time: MarketTime
     resumed: bool
@@ -54,12 +54,12 @@ def read_catalogue(wanted: Wanted) -> Catalogue:
         ConfigurationError: an unknown symbol, or a file that cannot be true; names it and the remedy.
 
     """
+    text = (wanted.symbols or "").strip()
+    symbols = None if text.lower() in ("", "all") else [s.strip().upper() for s in text.split(",") if s.strip()]
     if wanted.folder:
-        return load_folder(wanted.folder)
-    text = wanted.symbols
-    if text and text.strip().lower() == "all":
+        return _chosen(load_folder(wanted.folder), symbols, wanted.folder)
+    if text.lower() == "all":
         return load_packaged(None, wanted.interval)
-    symbols = [s.strip() for s in text.split(",") if s.strip()] if text else None
     if symbols is None:
         symbols = list(DEFAULT_SYMBOLS) if wanted.interval == "1d" else ["AAPL"]
     return load_packaged(symbols, wanted.interval)
@@ -88,12 +88,21 @@ def plan(wanted: Wanted, catalogue: Catalogue, *, saved: datetime | None, now: d
     start = max(first, saved) if saved else first
     stop = max(last + AFTERWARDS, start)
     return Plan(
-        symbols=sorted({symbol for symbol, _ in closes}),
-        interval=wanted.interval if not wanted.folder else min(str(i) for _, i in closes),
+        series=sorted((symbol, str(interval)) for symbol, interval in closes),
         live_from=first,
         time=MarketTime(market=start, wall=now, speed=wanted.speed, end=stop),
         resumed=saved is not None and saved > first,
     )
+
+
+def _chosen(catalogue: Catalogue, symbols: list[str] | None, folder: Path) -> Catalogue:
+    """The series of a folder that were asked for; all of them where nothing was."""
+    if symbols is None:
+        return catalogue
+    known = {symbol for symbol, _ in catalogue}
+    if missing := sorted(set(symbols) - known):
+        raise ConfigurationError(f"{folder} has no file of {', '.join(missing)}; there is {', '.join(sorted(known))}")
+    return Catalogue(one for (symbol, _), one in catalogue.items() if symbol in symbols)
 
 
 async def newest_close(path: Path, wall: Clock) -> datetime | None:

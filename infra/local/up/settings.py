@@ -1,7 +1,7 @@
 """The embedded defaults: what the app is told when neither the environment nor local.settings.json says otherwise."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,10 +89,16 @@ def merged(defaults: Mapping[str, str], env: Mapping[str, str]) -> dict[str, str
     return {**defaults, **file, **given}
 
 
-def watchlist(symbols: list[str], interval: str) -> str:
-    """The watchlist file of a replay."""
-    listed = ", ".join(json.dumps(symbol) for symbol in symbols)
-    return f"# Written by troop up.\n[[watch]]\ninterval = {json.dumps(interval)}\nsymbols = [{listed}]\n"
+def watchlist(series: Iterable[tuple[str, str]]) -> str:
+    """The watchlist file of a replay: one table an interval."""
+    by_interval: dict[str, list[str]] = {}
+    for symbol, interval in series:
+        by_interval.setdefault(interval, []).append(symbol)
+    tables = [
+        f"[[watch]]\ninterval = {json.dumps(interval)}\nsymbols = [{', '.join(map(json.dumps, symbols))}]\n"
+        for interval, symbols in sorted(by_interval.items())
+    ]
+    return "\n".join(["# Written by troop up.", *tables])
 
 
 def shown(time: MarketTime) -> str:

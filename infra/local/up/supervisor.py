@@ -100,7 +100,7 @@ class Supervisor:
             self._plan = await self._make_plan()
             if self._plan.resumed:
                 self._say(f"continuing at {format_instant(self._plan.time.market)}")
-            watchlist = local.watchlist(self._plan.symbols, self._plan.interval)
+            watchlist = local.watchlist(self._plan.series)
             (self._data / "watchlist.toml").write_text(watchlist)
             self._setting = str(self._plan.time)
         self._defaults = local.embedded(
@@ -231,11 +231,11 @@ class Supervisor:
             arguments += ["--discord-limit", str(o.discord_limit)]
         if self._plan is None:
             return [*arguments, "--no-market"]
-        arguments += ["--market-time", self._setting, "--interval", self._plan.interval]
+        arguments += ["--market-time", self._setting, "--interval", o.replay.interval]
         if o.replay.folder:
             return [*arguments, "--replay", str(o.replay.folder.resolve())]
         everything = (o.replay.symbols or "").strip().lower() == "all"
-        return [*arguments, "--symbols", "all" if everything else ",".join(self._plan.symbols)]
+        return [*arguments, "--symbols", "all" if everything else ",".join(s for s, _ in self._plan.series)]
 
     def _prepare_ports(self) -> None:
         port = self._options.port
