@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 BATCH = 200
 """Events a request; our largest event is under 4 kB and a request may be 1 MB."""
 BUDGET = 6.0
-"""Seconds for one request with all its tries; the client's own ``timeout`` bounds only the gaps between its attempts."""
+"""Seconds for one request and its repetitions; the client's ``timeout`` bounds only the gaps between them."""
 
 
 class EventGridPublisher:

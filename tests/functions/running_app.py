@@ -7,7 +7,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from math import sin
 from pathlib import Path
 from typing import Any
@@ -229,6 +229,11 @@ class App:
         for provider in ("alpha_vantage", "finnhub"):
             for document in await documents.page("quota", provider):
                 await documents.delete("quota", document)
+        for series in await documents.feed("series", limit=500):
+            if series.body["trouble"] and series.due_at:
+                await documents.replace(
+                    "series", series.with_body(series.body, due_at=series.due_at - timedelta(days=1))
+                )
 
     async def fire(self, timer: str) -> Outcome:
         """Invoke a timer function once."""

@@ -273,6 +273,7 @@ async def test_trouble_is_forgotten_when_bars_come(filled: App) -> None:
     assert series["trouble"]["kind"] == "UnavailableError"
     assert is_problem(await filled.get("/api/quotes/DOWN"), 404, "still being fetched")
 
+    await filled.forgive()
     await filled.fire("signals_ingest")
     await filled.deliver()
     series = (await filled.get("/api/series/DOWN")).json()

@@ -171,8 +171,9 @@ async def test_live_without_keys_does_not_start(
 
 def test_the_replays_watchlist_is_one_the_app_can_read() -> None:
     """Every symbol of the replay at its interval."""
-    watches = read_watchlist(watchlist(["AAPL", "BRK.B"], "1h"), "watchlist.toml")
-    assert [(w.symbol, w.interval) for w in watches] == [("AAPL", Interval.HOUR), ("BRK.B", Interval.HOUR)]
+    watches = read_watchlist(watchlist([("AAPL", "1d"), ("AAPL", "1h"), ("BRK.B", "1h")]), "watchlist.toml")
+    hour, day = Interval.HOUR, Interval.DAY
+    assert [(w.symbol, w.interval) for w in watches] == [("AAPL", day), ("AAPL", hour), ("BRK.B", hour)]
 
 
 # --- the plan: from when to when
@@ -181,7 +182,7 @@ def test_the_replays_watchlist_is_one_the_app_can_read() -> None:
 def test_a_first_start_begins_a_year_before_the_end() -> None:
     """A year of market days is shown, behind all the history there is."""
     made = plan(wanted(), read_catalogue(wanted()), saved=None, now=NOW)
-    assert made.symbols == ["AAPL", "GOOG", "IBM", "MSFT"]
+    assert made.series == [(symbol, "1d") for symbol in ("AAPL", "GOOG", "IBM", "MSFT")]
     assert made.time.market == made.live_from == parse_instant("2012-02-29T21:00:00Z")
     assert made.time.end == parse_instant("2013-03-01T22:00:00Z"), "an hour goes on behind the last close"
     assert (made.time.speed, made.time.wall, made.resumed) == (86_400.0, NOW, False)

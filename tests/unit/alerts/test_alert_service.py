@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from alerts.adapters.documents import GRACE
 from alerts.events import AlertRaised
 from alerts.models import Alert, Severity, State
-from alerts.service import item_of
+from alerts.service import TELL_AGAIN, item_of
 from shared.errors import (
     ConfigurationError,
     OutcomeUnknownError,
@@ -295,7 +294,7 @@ async def test_an_event_that_could_not_be_told_is_told_by_the_sweep():
         await house.service().announce(a_signal())
     assert house.topic.told == []
 
-    house.wall.at += GRACE
+    house.wall.at += TELL_AGAIN
     await house.service().sweep()
 
     assert len(house.topic.told) == 1
@@ -339,7 +338,7 @@ async def test_an_alert_that_cannot_be_finished_holds_up_no_other():
             await super().publish(events)
 
     topic = Picky()
-    house.wall.at += GRACE
+    house.wall.at += TELL_AGAIN
     assert await house.service(publisher=topic).sweep() == 20
 
     assert len(topic.told) == 20

@@ -15,7 +15,16 @@ from shared.errors import (
     UnknownSymbolError,
 )
 from shared.market.fetcher import Fetcher
-from shared.market.ingest import BUDGET, FIRST_WAIT, LONGEST_WAIT, REPEAT_AFTER, Ingest, Watch, read_watchlist
+from shared.market.ingest import (
+    BUDGET,
+    FIRST_WAIT,
+    LONGEST_WAIT,
+    OUTAGE_WAIT,
+    REPEAT_AFTER,
+    Ingest,
+    Watch,
+    read_watchlist,
+)
 from shared.market.models import Interval, Quote
 from shared.market.sessions import calendar
 from shared.market.stores import Bars, Quotes, SeriesStore, WantedQuote
@@ -368,10 +377,13 @@ class TestOwedEvents:
         await watching.run()
         assert len(watching.told) == 1
         watching.wall.at += REPEAT_AFTER
+        watching.market.at += OUTAGE_WAIT
         await watching.run()
 
         assert watching.told[1:] == [("AAPL", CLOSES[10], CLOSES[10], 1)]
         assert len(watching.provider.asked) == 2
+        await watching.run()
+        assert len(watching.told) == 2, "once in twenty seconds, not at every tick"
 
     async def test_killed_between_storing_and_telling(self, watching, monkeypatch):
         """A process that dies right after the write leaves everything a successor needs to tell."""
@@ -487,8 +499,8 @@ class TestTrouble:
 
     @pytest.mark.parametrize(
         ("error", "seconds"),
-        [(RateLimitedError("quota", retry_after=timedelta(hours=3)), 10_800), (UnavailableError("down"), None)],
-        ids=["rate limit", "down"],
+        [(RateLimitedError("quota", retry_after=timedelta(hours=3)), 10_800)],
+        ids=["rate limit"],
     )
     async def test_trouble_that_passes_keeps_the_slot_due(self, house, error, seconds):
         """Nothing is counted as missed: the slot is done as soon as the provider can, and the trouble is forgotten."""
