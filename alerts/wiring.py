@@ -38,7 +38,7 @@ def wire(core: Core) -> Wired:
     channels: dict[str, Channel] = {channel.name: channel for channel in (hub, discord)}
     service = AlertService(
         subscriptions=read_subscriptions(settings.file(settings.subscriptions_file), channels),
-        deliveries=DeliveryDocuments(core.documents),
+        deliveries=DeliveryDocuments(core.documents, timedelta(days=settings.retention_days)),
         channels=channels,
         hub=hub,
         publisher=core.publisher,

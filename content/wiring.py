@@ -22,7 +22,7 @@ def wire(core: Core) -> Wired:
     """Build the content domain."""
     settings = core.settings
     service = ContentService(
-        posts=PostDocuments(core.documents),
+        posts=PostDocuments(core.documents, timedelta(days=settings.retention_days)),
         publisher=core.publisher,
         wall=core.wall,
         market=core.market_clock,

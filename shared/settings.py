@@ -72,6 +72,9 @@ class Settings(BaseModel):
     # how long a claimed delivery belongs to its instance; an attempt may take half of it
     alerts_lease_seconds: PositiveInt = 30
 
+    # how long alerts, their deliveries and posts are kept
+    retention_days: PositiveInt = 730
+
     # how long the signals of a closed session may take to arrive before its digest is written
     content_digest_settle_seconds: NonNegativeInt = 60
 

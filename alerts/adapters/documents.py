@@ -20,19 +20,26 @@ GRACE = timedelta(seconds=10)
 
 
 class DeliveryDocuments:
-    """One document an alert and one a delivery, written in one batch."""
+    """
+    One document an alert and one a delivery, written in one batch.
 
-    def __init__(self, documents: Documents) -> None:
+    They expire *retention* after they were recorded, all at once: the public subscriber's partition, which every
+    alert goes to, would otherwise grow until it is full (docs/operations.md).
+    """
+
+    def __init__(self, documents: Documents, retention: timedelta = timedelta(days=730)) -> None:
         self._documents = documents
+        self._retention = retention
 
     async def open(self, alert: Alert, channels: Sequence[str]) -> Record:
-        due_at = alert.recorded_at + GRACE
+        due_at, expires_at = alert.recorded_at + GRACE, alert.recorded_at + self._retention
         sort = sort_key(alert.recorded_at, alert.alert_id)
         body = {**_alert_body(alert), "channels": list(channels)}
         documents = [
             Document(id=alert.alert_id, partition=alert.subscriber, sort=sort, body=body, due_at=due_at),
             *(self._fresh(alert, channel, f"{sort}/{channel}", due_at) for channel in channels),
         ]
+        documents = [replace(document, expires_at=expires_at) for document in documents]
         try:
             stored = await self._documents.batch(
                 CONTAINER, [Operation(kind="create", document=document) for document in documents]

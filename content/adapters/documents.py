@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from typing import Any
 
 from content.models import Draft, Fact, Kind, Post, Text
@@ -16,8 +16,9 @@ CONTAINER, SYSTEM, DRAFTS = "posts", "system", "drafts"
 class PostDocuments:
     """One document a post and one a fact."""
 
-    def __init__(self, documents: Documents) -> None:
+    def __init__(self, documents: Documents, retention: timedelta = timedelta(days=730)) -> None:
         self._documents = documents
+        self._retention = retention
 
     async def note(self, fact: Fact) -> None:
         partition = _session_of(fact.session)
@@ -60,6 +61,7 @@ class PostDocuments:
             sort=sort_key(post.recorded_at, post.post_id),
             body=_body(post),
             due_at=post.due_at,
+            expires_at=post.recorded_at + self._retention,
         )
         return replace(post, document=await self._documents.create(CONTAINER, document))
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+import azure.functions as func
+
 from alerts.adapters.discord import DiscordChannel
 from alerts.adapters.documents import DeliveryDocuments
 from alerts.adapters.signalr import SignalRChannel
@@ -218,9 +220,22 @@ async def _count_reads(
         "GET signals (50)": signals.listed(None, None, newest_first=True, limit=50),
         "GET posts (50)": content.listed(Kind.SIGNAL, None, newest_first=True, limit=50),
         "GET quotes": market.quote(SYMBOL),
+        "GET bars (50)": market.list_bars(_request("50")),
+        "GET series": market.describe(_request("50")),
+        "GET watchlist of 1": market.watchlist(),
+        "GET one post": _one_post(content),
     }
     for name, work in reads.items():
         measured.of(name).add(await count(name, work))
+
+
+def _request(limit: str) -> func.HttpRequest:
+    return func.HttpRequest(method="GET", url="/", route_params={"symbol": SYMBOL}, params={"limit": limit}, body=b"")
+
+
+async def _one_post(content: ContentService) -> None:
+    [post] = await content.listed(Kind.SIGNAL, None, newest_first=True, limit=1)
+    await content.read(post.post_id)
 
 
 async def _count_timers(

@@ -11,6 +11,7 @@ from alerts.adapters.documents import GRACE, DeliveryDocuments
 from alerts.logic import delivering
 from alerts.logic.wording import word
 from alerts.models import Alert, Severity, State
+from shared.clock import StoppedClock
 from shared.errors import NotFoundError, StaleError
 from tests.builders import WALL
 from tests.standins import Storage, a_signal
@@ -187,3 +188,20 @@ async def test_a_list_shows_the_present_state(ledger):
     [listed] = await ledger.listed("public", None, newest_first=True, limit=5)
 
     assert [(d.state, d.reason) for d in listed.deliveries] == [(State.DEAD, "no"), (State.PENDING, None)]
+
+
+async def test_an_alert_and_its_deliveries_expire_together():
+    """After the retention nothing of an alert is left, so the partition that every alert goes to stays bounded."""
+    wall = StoppedClock(WALL)
+    ledger = DeliveryDocuments(Storage(wall), retention=timedelta(days=30))
+    opened = await ledger.open(an_alert(), BOTH)
+    await ledger.move(replace(opened.deliveries[0], state=State.SENT, due_at=None))
+
+    wall.at = WALL + timedelta(days=29)
+    assert len((await ledger.read("public", opened.alert.alert_id)).deliveries) == 2
+
+    wall.at = WALL + timedelta(days=30)
+    assert await ledger.listed("public", None, newest_first=True, limit=10) == []
+    assert await ledger.due(wall.at, 10) == []
+    with pytest.raises(NotFoundError):
+        await ledger.read("public", opened.alert.alert_id)
