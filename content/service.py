@@ -191,14 +191,17 @@ class ContentService:
         await self._tell(await self.posts.save(corrected))
 
     async def _join_digest(self, fact: Fact) -> None:
-        if await self.posts.touch_draft(fact.session):
-            return
-        while digest := await self.posts.read(Kind.DIGEST, digest_post_id(EXCHANGE, fact.session)):
-            try:
-                await self._correct(digest, await self.posts.facts(fact.session))
-            except StaleError:
-                continue
-            return
+        """
+        See to it that a digest that is written already says this fact too.
+
+        Its draft is opened again, so that all the facts that come late together make one next version.
+        """
+        while not await self.posts.touch_draft(fact.session):
+            digest = await self.posts.read(Kind.DIGEST, digest_post_id(EXCHANGE, fact.session))
+            if digest is None or fact.signal_id in digest.signal_ids:
+                return
+            due_at = self.wall.now() + self.settle
+            await self.posts.open_draft(Draft(session=fact.session, closed_at=digest.occurred_at, due_at=due_at))
 
 
 def _symbols(facts: Sequence[Fact]) -> list[str]:

@@ -173,6 +173,7 @@ async def test_a_corrected_digest_shows_its_new_version(app):
     [first] = await app.items(kind="digest")
     app.room.wall.at += timedelta(hours=1)
     await app.hear(wire())
+    await app.room.settled()
 
     [second] = await app.items(kind="digest")
 

@@ -138,6 +138,7 @@ async def test_a_signal_finds_its_way_into_the_digest_at_any_time(room, moment):
     await room.settled()
     if moment == "after it was written":
         await service.collect(SIGNALS["two"])
+        await room.settled()
 
     digest = await room.check_digest(ids("one", "two"))
     assert digest.version == (2 if moment == "after it was written" else 1)
@@ -159,6 +160,18 @@ async def test_a_version_rises_only_when_something_changed(room):
     assert digest.recorded_at < digest.updated_at
 
 
+async def test_signals_that_come_late_together_make_one_version(room):
+    """After an outage hundreds may come at once: the digest is written again when they have settled, not for each."""
+    await room.settled()
+    for name in ("one", "two", "three"):
+        await room.service().collect(SIGNALS[name])
+    await room.settled()
+
+    digest = await room.check_digest(ids("one", "two", "three"))
+    assert digest.version == 2
+    assert [e.version for e in room.topic.told if e.post_id == digest.post_id] == [1, 2]
+
+
 async def test_a_corrected_digest_stays_in_its_place(room):
     """A correction changes words, version and updated_at; the list of posts keeps its order."""
     await room.settled()
@@ -166,6 +179,7 @@ async def test_a_corrected_digest_stays_in_its_place(room):
     before = [p.post_id for p in await room.listed()]
     first = await room.digest()
     await room.service().collect(SIGNALS["two"])
+    await room.settled()
 
     second = await room.digest()
     assert [p.post_id for p in await room.listed()][: len(before)] == before
