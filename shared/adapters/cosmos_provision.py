@@ -19,7 +19,6 @@ CONTAINERS = (
     "deliveries",
     "rules",
     "posts",
-    "drafts",
     "backtests",
     "deadletters",
     "audit",
