@@ -149,9 +149,10 @@ def test_watch_shows_alerts_in_the_terminal(run: Running, clients: dict[str, Lis
             stderr=asyncio.subprocess.DEVNULL,
         )
         assert process.stdout is not None
-        line = await asyncio.wait_for(process.stdout.readline(), 30)
-        process.terminate()
-        await process.communicate()
-        return line.decode()
+        try:
+            return (await asyncio.wait_for(process.stdout.readline(), 30)).decode()
+        finally:
+            process.terminate()
+            await process.communicate()
 
     assert any(symbol in asyncio.run(watch()) for symbol in ("IBM", "MSFT"))
