@@ -62,11 +62,7 @@ class SignalService:
             step = columns[: first + STEP]
             with span("signals.evaluate", symbol=series.symbol, bars=len(step) - first):
                 found, states = await self._find(series, step, first, watchers)
-            owing = [
-                pair
-                for signal in found
-                if (pair := await self.signals.keep(replace(signal, recorded_at=self.wall.now())))
-            ]
+            owing = [pair for signal in found if (pair := await self._keep(signal))]
             # Every kept signal owes its event in storage: trouble with the topic must not hold up what is evaluated.
             series = await self._advance(series, instant_of(step.closed[-1]), states)
             await self._tell(owing)
@@ -75,6 +71,7 @@ class SignalService:
     async def sweep(self) -> int:
         """Tell of signals whose event is still owed; returns how many."""
         untold = await self.signals.untold(self.wall.now())
+        told = len(untold)
         try:
             await self._tell(untold)
         except PermanentError:
@@ -82,10 +79,11 @@ class SignalService:
                 try:
                     await self._tell([one])
                 except PermanentError as e:
+                    told -= 1
                     log.error("signal.refused", signal_id=one[0].signal_id, reason=str(e))  # noqa: TRY400
-        if untold:
-            log.info("signals.told_late", count=len(untold))
-        return len(untold)
+        if told:
+            log.info("signals.told_late", count=told)
+        return told
 
     async def listed(self, symbol: str | None, after: str | None, *, newest_first: bool, limit: int) -> list[Document]:
         """Stored signals, in order of ``recorded_at``."""
@@ -133,6 +131,10 @@ class SignalService:
             revision=series.revision,
             recorded_at=self.wall.now(),
         )
+
+    async def _keep(self, signal: Signal) -> tuple[Signal, Document] | None:
+        """Store a signal as recorded at this moment: a reader behind ``?after=`` looks back no further than 60 s."""
+        return await self.signals.keep(replace(signal, recorded_at=self.wall.now()))
 
     async def _tell(self, owing: Sequence[tuple[Signal, Document]]) -> None:
         """Publish stored signals that owe their event, and write that down."""

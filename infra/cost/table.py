@@ -9,8 +9,6 @@ SESSIONS = 21
 """Exchange sessions a month."""
 SYMBOLS = (10, 1_000, 100_000)
 SUBSCRIBERS = (100, 10_000, 1_000_000)
-PARTITION_LIMIT_GB = 20
-PARTITION_LIMIT_UNITS = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

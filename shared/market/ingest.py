@@ -272,7 +272,7 @@ class Ingest:
 
     async def _miss(self, series: Series, now: datetime, fetched: Fetched) -> None:
         """The provider has not got the bar yet: ask again later and later, until the next slot at the latest."""
-        wait = min(FIRST_WAIT * 2 ** min(series.misses, 7), LONGEST_WAIT)
+        wait = _wait(series.misses, FIRST_WAIT, LONGEST_WAIT)
         await self.series.save(
             replace(
                 series,
@@ -289,9 +289,8 @@ class Ingest:
         # A provider that is down is asked less and less: every try costs a call. Being told to slow down costs none,
         # because the throttle then refuses by itself, so such a slot simply stays due.
         is_down = isinstance(e, UnavailableError)
-        wait = min(
-            (OUTAGE_WAIT if is_down else FIRST_WAIT) * 2 ** min(series.misses, 7),
-            FIRST_WAIT if is_down else LONGEST_WAIT,
+        wait = (
+            _wait(series.misses, OUTAGE_WAIT, FIRST_WAIT) if is_down else _wait(series.misses, FIRST_WAIT, LONGEST_WAIT)
         )
         passes = isinstance(e, TransientError) and not is_down
         trouble: dict[str, Any] = {
@@ -385,6 +384,11 @@ class _WatchlistFile(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     watch: list[_WatchlistLine] = []
+
+
+def _wait(misses: int, first: timedelta, longest: timedelta) -> timedelta:
+    """How long to wait after so many misses in a row: doubling from *first* to *longest*."""
+    return min(first * (1 << min(misses, 7)), longest)
 
 
 def _text_of(path: Path) -> str:

@@ -16,7 +16,6 @@ from shared.market.models import instant_of
 from shared.market.stores import Bars, SeriesStore
 
 DEFAULT_SYMBOLS = ("AAPL", "GOOG", "IBM", "MSFT")
-MARKET_DAY_A_SECOND = 86_400.0
 HISTORY = 100
 """Bars of history a replay begins with where the data does not reach a year before its end."""
 AFTERWARDS = timedelta(hours=1)

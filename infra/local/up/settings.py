@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infra.local.discord import DEFAULT_WEBHOOK
-from shared.clock import MarketTime, format_instant
+from shared.clock import MarketTime
 from shared.errors import ConfigurationError
 from shared.settings import ROOT
 
@@ -99,8 +99,3 @@ def watchlist(series: Iterable[tuple[str, str]]) -> str:
         for interval, symbols in sorted(by_interval.items())
     ]
     return "\n".join(["# Written by troop up.", *tables])
-
-
-def shown(time: MarketTime) -> str:
-    """A market time for people."""
-    return format_instant(time.market)
