@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 NODE_DIR := tests/e2e/node
+BENCH_STAMP := .bench-venv/.ready
 NODE_STAMP := $(NODE_DIR)/node_modules/.ready
 export PYTHONDONTWRITEBYTECODE :=
 ARGS ?=
@@ -31,9 +32,10 @@ fix: $(STAMP)   ## what a machine can repair
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(STAMP) $(NODE_STAMP)   ## make bench NAME=pipeline
-	@test -n "$(NAME)" || { echo "say which: make bench NAME=coldstart | pipeline | documents"; exit 2; }
-	@exec $(BIN)/python -m bench.$(NAME) $(ARGS)
+PEERS := fetcher signals backtest
+bench: $(STAMP) $(NODE_STAMP) $(if $(filter $(PEERS),$(NAME)),$(BENCH_STAMP))   ## make bench NAME=pipeline
+	@test -n "$(NAME)" || { echo "say which: make bench NAME=coldstart | pipeline | documents | fetcher | signals | backtest"; exit 2; }
+	@exec $(if $(filter $(PEERS),$(NAME)),.bench-venv/bin,$(BIN))/python -m bench.$(NAME) $(ARGS)
 
 setup: $(STAMP)
 
@@ -46,6 +48,13 @@ $(STAMP): requirements-dev.txt
 	@chmod +x $(BIN)/troop
 	@touch $@
 
+$(BENCH_STAMP): requirements-bench.txt
+	@PY=$$(sh infra/find_python.sh) || exit 1; \
+	  echo "setting up .bench-venv with the peers that benchmarks compare with (once; a minute or two)" >&2; \
+	  rm -rf .bench-venv && "$$PY" -m venv .bench-venv
+	@.bench-venv/bin/python -m pip install -qq --disable-pip-version-check --no-deps --require-hashes -r requirements-bench.txt
+	@touch $@
+
 $(NODE_STAMP): $(NODE_DIR)/package-lock.json
 	@command -v npm >/dev/null || { echo "npm is missing: install Node.js 20 or newer, then run make test again"; exit 1; }
 	@cd $(NODE_DIR) && npm ci --silent --no-fund --no-audit
@@ -56,14 +65,15 @@ lock:   ## compile the locked requirements from pyproject.toml
 	  test -x .lock-venv/bin/uv || { "$$PY" -m venv .lock-venv && .lock-venv/bin/pip install --quiet uv; }
 	@.lock-venv/bin/uv pip compile --quiet --no-config --universal --python-version 3.13 --generate-hashes --no-emit-index-url --custom-compile-command "make lock" pyproject.toml -o requirements.txt
 	@.lock-venv/bin/uv pip compile --quiet --universal --python-version 3.13 --generate-hashes --no-emit-index-url --custom-compile-command "make lock" --group dev -c requirements.txt pyproject.toml -o requirements-dev.txt
+	@.lock-venv/bin/uv pip compile --quiet --universal --python-version 3.13 --generate-hashes --no-emit-index-url --custom-compile-command "make lock" --group dev --group bench pyproject.toml -o requirements-bench.txt
 	@echo exchange_calendars | .lock-venv/bin/uv pip compile --quiet --universal --python-version 3.13 --generate-hashes --no-emit-index-url --custom-compile-command "make lock" - -o requirements-sessions.txt
 	@$(MAKE) --no-print-directory lock-clean
 lock-clean:
-	@! grep -nE '^[^#]*(https?://|file:)|^--(extra-)?index|^--find-links' requirements.txt requirements-dev.txt requirements-sessions.txt
+	@! grep -nE '^[^#]*(https?://|file:)|^--(extra-)?index|^--find-links' requirements.txt requirements-dev.txt requirements-bench.txt requirements-sessions.txt
 
 sessions:   ## generate shared/market/sessions.json again from exchange_calendars (ARGS=--check compares)
 	@PY=$$(sh infra/find_python.sh) || exit 1; test -e .sessions-venv/.ready || { "$$PY" -m venv .sessions-venv && .sessions-venv/bin/pip install -qq --no-deps --require-hashes -r requirements-sessions.txt && touch .sessions-venv/.ready; }
 	@.sessions-venv/bin/python infra/make_sessions.py $(ARGS)
 
 clean:
-	rm -rf $(VENV) .lock-venv .sessions-venv $(NODE_DIR)/node_modules .troop
+	rm -rf $(VENV) .bench-venv .lock-venv .sessions-venv $(NODE_DIR)/node_modules .troop

@@ -4,6 +4,7 @@ Every trouble this house knows, in three kinds that say what to do.
     TroopError
     + TransientError          try again, no sooner than ``retry_after``
       - RateLimitedError        the other side asked us to slow down
+        . DailyQuotaError         ... until its next day: the whole quota is spent
         . QuotaSpentError         ... or we ourselves did, before asking it
       - UnavailableError        the other side is down, slow or unreachable
       - StaleError              somebody else wrote first: read again, then decide again
@@ -39,6 +40,10 @@ class TransientError(TroopError):
 
 class RateLimitedError(TransientError):
     """The other side asked us to slow down."""
+
+
+class DailyQuotaError(RateLimitedError):
+    """The day's quota is spent at the other side; asking again before its next day only earns another no."""
 
 
 class QuotaSpentError(RateLimitedError):

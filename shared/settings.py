@@ -43,7 +43,7 @@ class Settings(BaseModel):
     applicationinsights_connection_string: SecretStr = SecretStr("")
 
     # providers, in order of preference
-    market_providers: _Text = "alpha_vantage,finnhub"
+    market_providers: _Text = "alpha_vantage,finnhub,twelve_data,polygon"
     market_data_delay_seconds: NonNegativeInt = 900
     alpha_vantage_url: _Text = "https://www.alphavantage.co"
     alpha_vantage_key: SecretStr
@@ -51,6 +51,13 @@ class Settings(BaseModel):
     finnhub_url: _Text = "https://finnhub.io/api/v1"
     finnhub_key: SecretStr
     finnhub_plan: Plan = "free"
+    finnhub_webhook_secret: SecretStr = SecretStr("")
+    twelve_data_url: _Text = "https://api.twelvedata.com"
+    twelve_data_key: SecretStr = SecretStr("")
+    twelve_data_plan: Plan = "free"
+    polygon_url: _Text = "https://api.massive.com"
+    polygon_key: SecretStr = SecretStr("")
+    polygon_plan: Plan = "free"
 
     # what people configure in files
     watchlist_file: _Text = str(ROOT / "shared/market/watchlist.toml")
@@ -59,6 +66,8 @@ class Settings(BaseModel):
 
     # when timers fire
     market_quotes_schedule: _Text = "*/30 * * * * *"
+    market_fetches_schedule: _Text = "*/15 * * * * *"
+    market_prefetch_schedule: _Text = "*/30 * * * * *"
     signals_ingest_schedule: _Text = "*/15 * * * * *"
     signals_sweep_schedule: _Text = "*/30 * * * * *"
     alerts_sweep_schedule: _Text = "*/15 * * * * *"
