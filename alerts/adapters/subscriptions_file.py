@@ -1,15 +1,26 @@
-"""The subscriptions file: TOML, read once."""
+"""The subscriptions file: what the operator lets whom hear, in TOML, read once. Its signals need no rules of time."""
 
 import tomllib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from alerts.models import Severity, Subscription
+from alerts.models import Severity
+from alerts.subscriptions import Subscription
 from shared.errors import ConfigurationError, InvalidPayloadError
 from shared.market.models import symbol_of
 
-FIELDS = {"subscriber", "channels", "symbols", "entries", "min_strength", "severity"}
+FIELDS = {
+    "subscriber",
+    "channels",
+    "symbols",
+    "entries",
+    "directions",
+    "min_strength",
+    "min_confidence",
+    "severity",
+}
+DIRECTIONS = ("long", "short")
 
 
 def read_subscriptions(path: Path, channels: Collection[str]) -> list[Subscription]:
@@ -31,10 +42,10 @@ def read_subscriptions(path: Path, channels: Collection[str]) -> list[Subscripti
         raise ConfigurationError(f"{path}: {', '.join(sorted(found))} is nothing we know; write [[subscription]]")
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise ConfigurationError(f"{path}: subscription must be a list of tables; write [[subscription]]")
-    return [_subscription(t, f"{path}: subscription {n}", channels) for n, t in enumerate(tables, 1)]
+    return [_subscription(t, f"file-{n}", f"{path}: subscription {n}", channels) for n, t in enumerate(tables, 1)]
 
 
-def _subscription(table: Mapping[str, Any], where: str, channels: Collection[str]) -> Subscription:
+def _subscription(table: Mapping[str, Any], id_: str, where: str, channels: Collection[str]) -> Subscription:
     unknown = sorted(set(table) - FIELDS)
     if unknown:
         raise ConfigurationError(f"{where}: {', '.join(unknown)} is no field; use {', '.join(sorted(FIELDS))}")
@@ -45,11 +56,16 @@ def _subscription(table: Mapping[str, Any], where: str, channels: Collection[str
     entries = _names(table, "entries", where)
     try:
         return Subscription(
+            subscription_id=id_,
             subscriber=subscriber,
             channels=_channels(table.get("channels"), where, channels),
             symbols=None if symbols is None else frozenset(map(symbol_of, symbols)),
             entries=None if entries is None else frozenset(entries),
-            min_strength=_strength(table.get("min_strength", 0.0), where),
+            directions=_directions(table, where),
+            min_strength=_share("min_strength", table.get("min_strength", 0.0), where),
+            min_confidence=_share("min_confidence", table["min_confidence"], where)
+            if "min_confidence" in table
+            else None,
             severity=_severity(table.get("severity", "info"), where),
         )
     except InvalidPayloadError as e:
@@ -76,9 +92,16 @@ def _names(table: Mapping[str, Any], field: str, where: str) -> list[str] | None
     return value
 
 
-def _strength(value: object, where: str) -> float:
+def _directions(table: Mapping[str, Any], where: str) -> frozenset[str] | None:
+    names = _names(table, "directions", where)
+    if names is not None and not set(names) <= set(DIRECTIONS):
+        raise ConfigurationError(f'{where}: directions must be "all" or a list of {", ".join(DIRECTIONS)}')
+    return None if names is None else frozenset(names)
+
+
+def _share(field: str, value: object, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise ConfigurationError(f"{where}: min_strength must be a number from 0 to 1, not {value!r}")
+        raise ConfigurationError(f"{where}: {field} must be a number from 0 to 1, not {value!r}")
     return float(value)
 
 

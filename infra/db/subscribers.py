@@ -9,14 +9,15 @@ line, field and reason; an address is never shown, in no report and no error.
 import csv
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
-from urllib.parse import urlsplit
 
-from alerts.adapters.discord import Webhook
+from alerts.adapters.rule_documents import CONTAINER, bump, endpoint_body, subscription_body
+from alerts.logic.addresses import email_of, masked, webhook_of
 from alerts.models import Severity
+from alerts.subscriptions import ADDRESSED, Endpoint, Subscription, endpoint_id, subscription_id
 from infra.db.place import Place, Progress, setting, steadily
 from shared.clock import Clock
 from shared.documents import Document, Documents, Operation, sort_key
@@ -27,24 +28,17 @@ from shared.errors import (
     NotFoundError,
     StaleError,
 )
-from shared.events import fact_id
 from shared.market.models import symbol_of
 from shared.migrations import MIGRATIONS, Migrated, Migrations
 from shared.sealing import SETTING, Sealer
 from shared.wiring import VERSION
 
-CONTAINER = "rules"
-EMAIL, DISCORD = "email", "discord"
-CHANNELS = (EMAIL, DISCORD)
+EMAIL, DISCORD = ADDRESSED
 REQUIRED = ("subscriber", "email", "discord_webhook", "symbols")
 OPTIONAL = ("entries", "min_strength", "severity")
-DISCORD_HOSTS = frozenset({"discord.com", "discordapp.com", "ptb.discord.com", "canary.discord.com"})
 TRIES = 5
 
 _SUBSCRIBER = re.compile(r"[^\s|/\\?#\x00-\x1f\x7f]{1,100}")
-_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
-_ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
-_MAILBOX = re.compile(rf"(?P<local>{_ATOM}(?:\.{_ATOM})*)@(?P<domain>(?:{_LABEL}\.)+{_LABEL})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,10 +92,15 @@ async def import_subscribers(
     sealer = sealer or Sealer(setting(SETTING))
     sealer.seal("")  # without a key nothing is begun
     store = place.open(wall)
-    rules = _Rules(Migrated(store, wall, app=VERSION, migrations=migrations), wall, sealer, overwrite=overwrite)
+    documents = Migrated(store, wall, app=VERSION, migrations=migrations)
+    rules = _Rules(documents, wall, sealer, overwrite=overwrite)
     try:
-        with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
-            refused = await _import(text, rules)
+        try:
+            with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+                refused = await _import(text, rules)
+        finally:
+            if rules.changed:  # whoever runs reads them again, also what was taken before the trouble
+                await bump(documents, wall, list(rules.changed))
         _report(refused, file.with_name(f"{file.name}.refused.csv"))
     except OSError as e:
         raise ConfigurationError(f"{e.filename or file}: {e.strerror}") from e
@@ -205,6 +204,7 @@ class _Rules:
         self._wall = wall
         self._sealer = sealer
         self._overwrite = overwrite
+        self.changed: dict[str, None] = {}
 
     async def keep(self, wanted: Wanted) -> str:
         """
@@ -221,6 +221,7 @@ class _Rules:
             is_new = all(operation.kind == "create" for operation in operations)
             if not is_new and not self._overwrite:
                 raise RefusedRowError([("subscriber", "is stored with something else, which stays: see --overwrite")])
+            self.changed[wanted.subscriber] = None  # also where the answer is lost
             try:
                 await steadily(partial(self._documents.batch, CONTAINER, operations))
             except (ConflictError, StaleError, NotFoundError):
@@ -232,22 +233,23 @@ class _Rules:
         """What is between the stored and the wanted."""
         subscriber = wanted.subscriber
         operations = [await self._subscription(wanted)]
-        for channel in CHANNELS:
+        for channel in ADDRESSED:
             stored = await self._stored(subscriber, endpoint_id(subscriber, channel))
             operations.append(self._endpoint(subscriber, channel, wanted.addresses.get(channel), stored))
         return [operation for operation in operations if operation]
 
     async def _subscription(self, wanted: Wanted) -> Operation | None:
         id_ = subscription_id(wanted.subscriber)
-        body = {
-            "kind": "subscription",
-            "subscriber": wanted.subscriber,
-            "channels": list(wanted.addresses),
-            "symbols": wanted.symbols,
-            "entries": wanted.entries,
-            "min_strength": wanted.min_strength,
-            "severity": str(wanted.severity),
-        }
+        asked = Subscription(
+            subscription_id=id_,
+            subscriber=wanted.subscriber,
+            channels=tuple(wanted.addresses),
+            symbols=None if wanted.symbols is None else frozenset(wanted.symbols),
+            entries=None if wanted.entries is None else frozenset(wanted.entries),
+            min_strength=wanted.min_strength,
+            severity=wanted.severity,
+        )
+        body = subscription_body(asked)
         stored = await self._stored(wanted.subscriber, id_)
         if stored is None:
             return Operation(kind="create", document=self._new(wanted.subscriber, id_, body))
@@ -260,16 +262,16 @@ class _Rules:
             return Operation(kind="delete", document=stored) if stored else None
         if stored and self._opened(stored, subscriber, channel) == address:
             return None
-        body = {
-            "kind": "endpoint",
-            "subscriber": subscriber,
-            "channel": channel,
-            "sealed": self._sealer.seal(address, subscriber, channel),
-            "shown": masked(channel, address),
-        }
+        endpoint = Endpoint(
+            endpoint_id=endpoint_id(subscriber, channel),
+            subscriber=subscriber,
+            channel=channel,
+            shown=masked(channel, address),
+        )
+        body = endpoint_body(endpoint, self._sealer.seal(address, subscriber, channel))
         if stored:
             return Operation(kind="replace", document=stored.with_body(body))
-        new = self._new(subscriber, endpoint_id(subscriber, channel), body)
+        new = self._new(subscriber, endpoint.endpoint_id, body)
         return Operation(kind="create", document=new)
 
     def _opened(self, stored: Document, subscriber: str, channel: str) -> str | None:
@@ -288,58 +290,23 @@ class _Rules:
             return None
 
 
-def subscription_id(subscriber: str) -> str:
-    """The imported subscription of a subscriber."""
-    return fact_id("subscription", subscriber)
-
-
-def endpoint_id(subscriber: str, channel: str) -> str:
-    """Where a subscriber is reached on a channel."""
-    return fact_id("endpoint", subscriber, channel)
-
-
-def masked(channel: str, address: str) -> str:
-    """An address so that its owner knows it again and nobody else can use it."""
-    if channel == EMAIL:
-        local, _, domain = address.partition("@")
-        return f"{local[:1]}***@{domain}"
-    return f"webhook {Webhook.parse(address).id}/***"
-
-
 # --- one check a column: what it means, or InvalidPayloadError with a reason that shows nothing of the value
 
 
 def _subscriber(text: str) -> str:
     if not _SUBSCRIBER.fullmatch(text) or not text.isprintable():
         raise InvalidPayloadError("must be a name of 1 to 100 characters, without spaces and | / \\ ? #")
-    if text == "public" or text.startswith("guest-"):
-        raise InvalidPayloadError("public and guest-… are built in: give another name")
+    if text == "public" or text.startswith(("guest-", "_")):
+        raise InvalidPayloadError("public, guest-… and _… are built in: give another name")
     return text
 
 
 def _email(text: str) -> str:
-    if not text:
-        return ""
-    found = _MAILBOX.fullmatch(text)
-    if found is None or len(text) > 254 or len(found["local"]) > 64:
-        raise InvalidPayloadError("is no e-mail address such as name@example.com")
-    return f"{found['local']}@{found['domain'].lower()}"
+    return email_of(text) if text else ""
 
 
 def _webhook(text: str) -> str:
-    """The address made anew from id and token; of the given one nothing else is used."""
-    if not text:
-        return ""
-    trouble = InvalidPayloadError("is no Discord webhook: it has the form https://discord.com/api/webhooks/ID/TOKEN")
-    try:
-        webhook = Webhook.parse(text)
-        base = urlsplit(webhook.base)
-        is_discord = base.scheme == "https" and base.hostname in DISCORD_HOSTS and base.port in (None, 443)
-    except (ConfigurationError, ValueError):
-        raise trouble from None
-    if not is_discord or base.path or not text.isascii() or not text.isprintable():
-        raise trouble
-    return replace(webhook, base="https://discord.com").url
+    return webhook_of(text) if text else ""
 
 
 def _symbols(text: str) -> list[str] | None:

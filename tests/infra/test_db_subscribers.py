@@ -10,6 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
+from alerts.adapters.directory import DocumentDirectory
+from alerts.adapters.rule_documents import changed_since, revision_of
+from alerts.models import Severity
+from alerts.ports import Address
+from alerts.subscriptions import Listener, Subscription
 from infra.cli import app
 from infra.db.subscribers import RefusedRowError, endpoint_id, subscription_id, wanted_of
 from shared.adapters.sqlite import SQLiteDocuments
@@ -50,7 +55,7 @@ def rules(store: Path) -> list[Document]:
         documents = SQLiteDocuments(store, SystemClock())
         found = await documents.feed("rules", limit=1000)
         await documents.close()
-        return found
+        return [document for document in found if document.partition != "_directory"]
 
     return asyncio.run(read())
 
@@ -186,6 +191,61 @@ class TestTaken:
         assert found.exit_code == 1
         assert "key k1" in found.stderr
         assert rules(store) == before
+
+
+class TestHeard:
+    """What an import writes is what the directory of a running app reads."""
+
+    def test_imported_subscriber_is_heard_and_reached(self, folder, store):
+        """Subscription and addresses, with the defaults of everything the list does not know."""
+        assert troop(folder, ADA, BOB).exit_code == 0
+
+        async def look() -> tuple[Listener | None, Address | None, list[str]]:
+            documents = SQLiteDocuments(store, SystemClock())
+            directory = DocumentDirectory(documents, SystemClock(), Sealer(KEY))
+            ada, address = await directory.listener("ada"), await directory.address("ada", "discord")
+            everybody = [one.subscriber for one in await directory.listeners()]
+            await documents.close()
+            return ada, address, everybody
+
+        ada, address, everybody = asyncio.run(look())
+
+        assert sorted(everybody) == ["ada", "bob"]
+        assert ada is not None
+        assert ada.subscriptions == (
+            Subscription(
+                subscription_id=subscription_id("ada"),
+                subscriber="ada",
+                channels=("email", "discord"),
+                symbols=frozenset({"AAPL", "MSFT"}),
+                entries=frozenset({"sma-10-30"}),
+                min_strength=0.25,
+                severity=Severity.CRITICAL,
+            ),
+        )
+        assert {channel: e.is_enabled for channel, e in ada.endpoints.items()} == {"email": True, "discord": True}
+        assert address is not None
+        assert address.value.get_secret_value() == WEBHOOK
+
+    def test_import_is_seen_by_who_runs_and_one_that_changes_nothing_is_not(self, folder, store):
+        """The count of changes names whom it was about."""
+
+        def revision() -> Document | None:
+            async def read() -> Document | None:
+                documents = SQLiteDocuments(store, SystemClock())
+                found = await revision_of(documents)
+                await documents.close()
+                return found
+
+            return asyncio.run(read())
+
+        troop(folder, ADA, "eve,nobody,,AAPL,,2,loud", BOB)
+        first = revision()
+        troop(folder, ADA, BOB)
+
+        assert first is not None
+        assert changed_since(first, 0) == {"ada", "bob"}
+        assert revision() == first
 
 
 class TestRefused:
@@ -399,7 +459,22 @@ class TestRow:
 
     @pytest.mark.parametrize(
         "name",
-        ["", "public", "guest-1", "a b", "a|b", "a/b", "a\\b", "a?b", "a#b", "a\x00b", "x" * 101, "\udcff", "a\u200bb"],
+        [
+            "",
+            "public",
+            "guest-1",
+            "_directory",
+            "a b",
+            "a|b",
+            "a/b",
+            "a\\b",
+            "a?b",
+            "a#b",
+            "a\x00b",
+            "x" * 101,
+            "\udcff",
+            "a\u200bb",
+        ],
     )
     def test_names_that_mean_something_else_are_refused(self, name):
         """A subscriber's name is a partition and a part of ids; the built-in ones are taken."""

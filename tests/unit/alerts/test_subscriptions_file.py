@@ -33,6 +33,7 @@ def test_the_shipped_file_lets_the_public_hear_everything():
 
     assert (public.subscriber, public.channels) == ("public", ("signalr", "discord"))
     assert (public.symbols, public.entries, public.min_strength) == (None, None, 0.0)
+    assert (public.cooldown, public.cap_per_day, public.freshness, public.since) == (None, None, None, None)
     assert public.severity is Severity.INFO
 
 
@@ -40,7 +41,14 @@ def test_every_field_is_read(write):
     """Symbols are normalised; all is all."""
     path = write(
         table(symbols='["aapl", "BRK.B"]', entries='["rsi-14"]', min_strength="0.5", severity='"critical"')
-        + table(subscriber='"desk"', symbols='"all"', entries='"all"', min_strength="1")
+        + table(
+            subscriber='"desk"',
+            symbols='"all"',
+            entries='"all"',
+            min_strength="1",
+            directions='["short"]',
+            min_confidence="0.6",
+        )
     )
 
     one, two = read_subscriptions(path, CHANNELS)
@@ -48,6 +56,8 @@ def test_every_field_is_read(write):
     assert (one.symbols, one.entries) == (frozenset({"AAPL", "BRK.B"}), frozenset({"rsi-14"}))
     assert (one.min_strength, one.severity) == (0.5, Severity.CRITICAL)
     assert (two.subscriber, two.symbols, two.entries, two.min_strength) == ("desk", None, None, 1.0)
+    assert (two.directions, two.min_confidence) == (frozenset({"short"}), 0.6)
+    assert (one.subscription_id, two.subscription_id) == ("file-1", "file-2")
 
 
 def test_an_empty_file_is_nobody(write):
@@ -76,8 +86,10 @@ def test_an_empty_file_is_nobody(write):
         ({"min_strength": "nan"}, ["min_strength", "from 0 to 1"]),
         ({"min_strength": "true"}, ["min_strength", "from 0 to 1"]),
         ({"min_strength": '"0.5"'}, ["min_strength", "from 0 to 1"]),
-        ({"severity": '"loud"'}, ["severity", "info, critical", "loud"]),
-        ({"severity": "1"}, ["severity", "info, critical"]),
+        ({"min_confidence": "2"}, ["min_confidence", "from 0 to 1"]),
+        ({"directions": '["up"]'}, ["directions", "long, short"]),
+        ({"severity": '"loud"'}, ["severity", "info, warning, critical", "loud"]),
+        ({"severity": "1"}, ["severity", "info, warning, critical"]),
     ],
 )
 def test_a_wrong_line_is_named_with_its_place_and_what_to_write(write, fields, named):
