@@ -14,8 +14,8 @@ from urllib.parse import quote
 
 from pydantic import SecretStr
 
-from alerts.models import Alert
-from alerts.ports import Connection
+from alerts.models import PUBLIC, Alert
+from alerts.ports import Connection, Message
 from shared.clock import Clock
 from shared.errors import ConfigurationError, OutcomeUnknownError, RateLimitedError, RefusedError, UnavailableError
 from shared.http_client import Answer, HttpClient
@@ -63,23 +63,38 @@ class Service:
 
 
 class SignalRChannel:
-    """Channel and Hub over one SignalR service. Receivers drop an alert they know by its id."""
+    """
+    Channel and Hub over one SignalR service.
+
+    Whoever is connected hears an alert once: receivers drop a version of an alert that they know by its id, and let
+    a later version replace an earlier one. Who is not connected reads it from the API.
+    """
 
     name = "signalr"
+    is_keyed = True
+    can_edit = True
+    needs_address = False
 
     def __init__(self, connection_string: str, http: HttpClient, wall: Clock) -> None:
         self._service = Service.parse(connection_string)
         self._http = http
         self._wall = wall
 
-    async def send(self, alert: Alert, item: Mapping[str, Any]) -> str | None:
-        body = json.dumps({"target": TARGET, "arguments": [item]}).encode()
-        groups = (f"symbols/{alert.symbol}", "symbols/all")
-        paths = [f"/api/hubs/{HUB}/groups/{quote(group, safe='')}/:send" for group in groups]
-        ended = await asyncio.gather(*(self._call("POST", path, body) for path in paths), return_exceptions=True)
+    async def send(self, message: Message) -> str | None:
+        calls = [
+            self._call("POST", f"/api/hubs/{HUB}/{place}/:send", body)
+            for item in ([message.item] if message.digest is None else message.digest)
+            for body in [json.dumps({"target": TARGET, "arguments": [item]}).encode()]
+            for place in _places(message.alert, item)
+        ]
+        ended = await asyncio.gather(*calls, return_exceptions=True)
         for trouble in filter(None, ended):
             raise trouble
         return None
+
+    async def edit(self, provider_id: str | None, message: Message) -> None:
+        """Send the new version: receivers put it in the place of the one they know."""
+        await self.send(message)
 
     def connection(self, user_id: str) -> Connection:
         url = f"{self._service.client_endpoint}/client/?hub={HUB}"
@@ -128,6 +143,14 @@ class SignalRChannel:
         now = self._wall.now()
         whole = {"aud": audience, "iat": now, "nbf": now, "exp": now + life, **claims}
         return jwt.encode(whole, self._service.access_key.get_secret_value(), algorithm="HS256")
+
+
+def _places(alert: Alert, item: Mapping[str, Any]) -> list[str]:
+    """Who hears an item: the groups of its symbol and of all for what is public, else the subscriber alone."""
+    if alert.subscriber != PUBLIC:
+        return [f"users/{quote(alert.subscriber, safe='')}"]
+    groups = (f"symbols/{item.get('symbol') or alert.symbol}", "symbols/all")
+    return [f"groups/{quote(group, safe='')}" for group in groups]
 
 
 def _check(answer: Answer) -> None:

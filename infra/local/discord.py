@@ -3,12 +3,14 @@ A Discord webhook inbox: it refuses what Discord refuses, and keeps what people 
 
 Execute, read, edit and delete speak Discord's wire format under ``/discord/api`` (with or without a version);
 ``GET /discord/inbox`` shows the truth: every message, who it would have pinged, when it came.
+``POST /discord/webhooks`` makes further webhooks. Whoever keeps asking after being refused is banned for a while.
 """
 
 import hashlib
 import json
 import math
 import re
+import secrets
 import sqlite3
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +28,11 @@ CHANNEL_ID = "100000000000000002"
 GUILD_ID = "100000000000000003"
 LIMIT = 5
 WINDOW = timedelta(seconds=2)
+INVALID, INVALID_WINDOW = 10_000, timedelta(minutes=10)
+"""So many answers of 401, 403 or 429 in this time, and Cloudflare lets nothing of the address through."""
+OLD, OLD_EDITS = timedelta(hours=1), 30
+"""Messages older than this can be edited so often in such a time; Discord says only that there is a limit."""
+MOST_NEW = 1000
 EMBEDS, EMBED_SUM = 10, 6000
 COUNTED = {"title": 256, "description": 4096}
 NAMED = {"footer": ("text", 2048), "author": ("name", 256)}
@@ -40,6 +47,7 @@ CREATE TABLE IF NOT EXISTS discord_messages (
     pings TEXT NOT NULL, received_at TEXT NOT NULL, edited_at TEXT, deleted_at TEXT
 );
 CREATE TABLE IF NOT EXISTS discord_gone (webhook_id TEXT PRIMARY KEY);
+CREATE TABLE IF NOT EXISTS discord_webhooks (webhook_id TEXT PRIMARY KEY, token TEXT NOT NULL);
 """
 
 
@@ -83,6 +91,7 @@ class DiscordInbox:
         *,
         limit: int = LIMIT,
         window: timedelta = WINDOW,
+        invalid: int = INVALID,
         clock: Clock | None = None,
     ) -> None:
         self._state = state
@@ -92,11 +101,18 @@ class DiscordInbox:
         self._clock = clock or SystemClock()
         self._buckets: dict[tuple[str, str], _Bucket] = {}
         self._limited = 0
+        self._most_invalid = invalid
+        self._invalid = _Bucket(self._clock.now())
+        self._banned = 0
         state.executescript(_TABLES)
+        self._webhooks |= dict(state.execute("SELECT webhook_id, token FROM discord_webhooks"))
 
     def routes(self) -> list[web.AbstractRouteDef]:
         """Discord's paths, and the inbox people look into."""
-        found: list[web.AbstractRouteDef] = [web.get("/discord/inbox", self._show_inbox)]
+        found: list[web.AbstractRouteDef] = [
+            web.get("/discord/inbox", self._show_inbox),
+            web.post("/discord/webhooks", self._make_webhooks),
+        ]
         for api in ("/discord/api", r"/discord/api/v{version:\d+}"):
             hook = f"{api}/webhooks/{{id}}/{{token}}"
             message = f"{hook}/messages/{{message_id}}"
@@ -116,8 +132,21 @@ class DiscordInbox:
         return int(count)
 
     def stats(self) -> dict[str, Any]:
-        """How many messages came, and how many calls were told to slow down since the start."""
-        return {"messages": self.count(), "rate_limited": self._limited, "limit": self._limit}
+        """How many messages came, and how many calls were told to slow down or banned since the start."""
+        return {
+            "messages": self.count(),
+            "rate_limited": self._limited,
+            "banned": self._banned,
+            "limit": self._limit,
+        }
+
+    def make_webhook(self) -> tuple[str, str]:
+        """A further webhook, for ever: its id and its token."""
+        number = int(DEFAULT_WEBHOOK[0]) + 1_000_000 + len(self._webhooks)
+        webhook_id, token = str(number), secrets.token_urlsafe(51)
+        self._state.execute("INSERT INTO discord_webhooks VALUES (?, ?)", (webhook_id, token))
+        self._webhooks[webhook_id] = token
+        return webhook_id, token
 
     def inbox(self, *, after: int = 0, limit: int = 50) -> list[dict[str, Any]]:
         """The messages newer than the id ``after``, newest first."""
@@ -163,6 +192,8 @@ class DiscordInbox:
     async def _answer(self, request: web.Request, call: str, do: Any) -> web.Response:  # noqa: ANN401
         webhook_id = request.match_info["id"]
         headers: dict[str, str] = {}
+        if (wait := self._ban()) is not None:
+            return _cloudflare(wait)
         try:
             self._check_webhook(webhook_id, request.match_info["token"])
             headers = self._take(webhook_id, call)
@@ -171,7 +202,10 @@ class DiscordInbox:
             response = e.response
         except _RefusedError as e:
             response = web.json_response(e.body, status=e.status)
+            if e.status == 429:
+                response.headers["Retry-After"] = f"{e.body['retry_after']:.3f}"
         response.headers.update(headers)
+        self._invalid.used += response.status in {401, 403, 429}
         return response
 
     async def _do_execute(self, request: web.Request, webhook_id: str) -> web.Response:
@@ -215,6 +249,7 @@ class DiscordInbox:
     async def _do_edit(self, request: web.Request, webhook_id: str) -> web.Response:
         message_id = request.match_info["message_id"]
         before = self._message(webhook_id, message_id)
+        self._check_age(webhook_id, before)
         payload = await _read(request)
         body = _checked({"content": before["content"], "embeds": before["embeds"]} | payload)
         pings = _pings(body["content"], payload.get("allowed_mentions"))
@@ -239,6 +274,30 @@ class DiscordInbox:
         gone = self._state.execute("SELECT 1 FROM discord_gone WHERE webhook_id = ?", (webhook_id,)).fetchone()
         if gone or self._webhooks.get(webhook_id) != token:
             raise _RefusedError(404, 10015, "Unknown Webhook")
+
+    def _check_age(self, webhook_id: str, message: Mapping[str, Any]) -> None:
+        now = self._clock.now()
+        if now - datetime.fromisoformat(message["timestamp"]) <= OLD:
+            return
+        bucket = self._buckets.get((webhook_id, "old edits"))
+        if bucket is None or now - bucket.opened_at >= OLD:
+            bucket = self._buckets[webhook_id, "old edits"] = _Bucket(now)
+        if bucket.used >= OLD_EDITS:
+            self._limited += 1
+            wait = (bucket.opened_at + OLD - now).total_seconds()
+            text = "Maximum number of edits to messages older than 1 hour reached. Try again later"
+            raise _RefusedError(429, 30046, text, retry_after=wait, **{"global": False})
+        bucket.used += 1
+
+    def _ban(self) -> float | None:
+        """For how many seconds nothing is let through; None while everything is."""
+        now = self._clock.now()
+        if now - self._invalid.opened_at >= INVALID_WINDOW:
+            self._invalid = _Bucket(now)
+        if self._invalid.used < self._most_invalid:
+            return None
+        self._banned += 1
+        return (self._invalid.opened_at + INVALID_WINDOW - now).total_seconds()
 
     def _take(self, webhook_id: str, call: str) -> dict[str, str]:
         now = self._clock.now()
@@ -300,6 +359,17 @@ class DiscordInbox:
             "edited_timestamp": row[4],
         }
 
+    async def _make_webhooks(self, request: web.Request) -> web.Response:
+        given = request.query.get("count", "1")
+        if not _SNOWFLAKE.fullmatch(given) or not 1 <= int(given) <= MOST_NEW:
+            return problem(400, f"count is {given!r}; write a whole number from 1 to {MOST_NEW:,}")
+        made = [self.make_webhook() for _ in range(int(given))]
+        base = request.url.origin()
+        items = [
+            {"id": id_, "token": token, "url": f"{base}/discord/api/webhooks/{id_}/{token}"} for id_, token in made
+        ]
+        return web.json_response({"items": items}, status=201)
+
     async def _show_inbox(self, request: web.Request) -> web.Response:
         after, limit = request.query.get("after", "0"), request.query.get("limit", "50")
         for name, given in (("after", after), ("limit", limit)):
@@ -313,6 +383,13 @@ class _LimitedError(Exception):
     def __init__(self, response: web.Response) -> None:
         super().__init__("rate limited")
         self.response = response
+
+
+def _cloudflare(wait: float) -> web.Response:
+    """What stands before Discord answers in HTML, and says less."""
+    page = "<!DOCTYPE html><html><head><title>Error 1015</title></head><body>You are being rate limited</body></html>"
+    headers = {"Retry-After": str(math.ceil(wait))}
+    return web.Response(status=429, text=page, content_type="text/html", headers=headers)
 
 
 async def _read(request: web.Request) -> dict[str, Any]:

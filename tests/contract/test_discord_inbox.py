@@ -376,6 +376,75 @@ async def test_each_webhook_has_its_own_bucket_and_the_limit_can_be_lifted(state
         assert await say("2/b") == 204
 
 
+# --- further webhooks, old messages, and too much trouble
+
+
+async def test_further_webhooks_are_made_on_request_and_stay(discord, state):
+    """Each has an address of its own that works at once, and in the next process."""
+    answer = await discord.client.post(f"{discord.url}/discord/webhooks", params={"count": 3})
+    made = answer.json()["items"]
+
+    said = [(await discord.client.post(one["url"], json={"content": "x"})).status_code for one in made]
+
+    assert (answer.status_code, said) == (201, [204] * 3)
+    assert {item["webhook_id"] for item in discord.inbox.inbox()} == {one["id"] for one in made}
+    assert len({one["token"] for one in made}) == 3
+    assert DiscordInbox(state).make_webhook()[0] not in {one["id"] for one in made}
+
+
+@pytest.mark.parametrize("count", ["0", "many", "1001", "-1"])
+async def test_a_wrong_count_of_webhooks_is_named(discord, count):
+    """At least one and at most a thousand at a time."""
+    answer = await discord.client.post(f"{discord.url}/discord/webhooks", params={"count": count})
+
+    assert answer.status_code == 400
+    assert "count" in answer.json()["detail"]
+
+
+async def test_old_messages_can_be_edited_only_so_often(discord):
+    """Older than an hour: 30 edits an hour, then 30046 with the seconds to wait; younger ones have no such limit."""
+    message_id = (await discord.say(content="old")).json()["id"]
+    url = f"{discord.webhook}/messages/{message_id}"
+
+    async def edits(count: int) -> list[httpx.Response]:
+        answers = []
+        for number in range(count):
+            discord.clock.at += timedelta(seconds=2)
+            answers.append(await discord.client.patch(url, json={"content": f"edit {number}"}))
+        return answers
+
+    young = await edits(31)
+    discord.clock.at += timedelta(hours=1)
+    old = await edits(31)
+    discord.clock.at += timedelta(seconds=old[-1].json()["retry_after"])
+    [later] = await edits(1)
+
+    assert {answer.status_code for answer in (*young, *old[:30], later)} == {200}
+    assert (old[30].status_code, old[30].json()["code"]) == (429, 30046)
+    assert float(old[30].headers["Retry-After"]) == old[30].json()["retry_after"] > 3000
+
+
+async def test_who_keeps_asking_after_a_refusal_is_banned_for_a_while(state):
+    """So many invalid requests in ten minutes, and Cloudflare answers in HTML, whatever is asked; then it is over."""
+    clock = StoppedClock(START)
+    inbox = DiscordInbox(state, limit=1, invalid=3, clock=clock)
+    app = web.Application()
+    app.add_routes(inbox.routes())
+    async with TestServer(app, host="127.0.0.1") as server, httpx.AsyncClient(trust_env=False) as client:
+        hook = str(server.make_url(f"/discord/api/webhooks/{WEBHOOK_ID}/{TOKEN}"))
+        answers = [await client.post(hook, json={"content": "x"}) for _ in range(6)]
+        clock.at += timedelta(minutes=10)
+        after = await client.post(hook, json={"content": "x"})
+
+    assert [answer.status_code for answer in answers] == [204] + [429] * 5
+    assert [answer.headers["Content-Type"].split(";")[0] for answer in answers[1:]] == ["application/json"] * 3 + [
+        "text/html"
+    ] * 2
+    assert answers[-1].headers["Retry-After"] == "600"
+    assert inbox.stats()["banned"] == 2
+    assert after.status_code == 204
+
+
 # --- faults
 
 

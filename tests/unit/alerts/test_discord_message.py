@@ -1,6 +1,7 @@
 """What Discord is shown: within every limit, as it was written, and nobody is mentioned."""
 
 import re
+from dataclasses import replace
 from datetime import timedelta
 from urllib.parse import quote
 
@@ -8,10 +9,19 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from alerts.adapters.discord import COLOURS, DiscordChannel, Webhook, message_of, plain
+from alerts.adapters.discord import DiscordChannel, Webhook
+from alerts.adapters.discord_message import COLOURS, message_of, plain, safe_message_of
 from alerts.logic.wording import word
 from alerts.models import Alert, Severity
-from shared.errors import ConfigurationError, OutcomeUnknownError, RateLimitedError, RefusedError, UnavailableError
+from alerts.ports import Message
+from shared.errors import (
+    ConfigurationError,
+    InvalidPayloadError,
+    OutcomeUnknownError,
+    RateLimitedError,
+    RefusedError,
+    UnavailableError,
+)
 from shared.http_client import HttpClient
 from tests.builders import WALL
 from tests.standins import Around, Storage, a_signal
@@ -54,39 +64,111 @@ def units(text: str) -> int:
 
 
 def texts_of(message: dict) -> list[str]:
-    [embed] = message["embeds"]
-    fields = [text for field in embed["fields"] for text in (field["name"], field["value"])]
-    return [embed["title"], embed["description"], *fields, embed["footer"]["text"]]
+    """Everything a message shows."""
+    found = [message["content"]]
+    for embed in message["embeds"]:
+        fields = [text for field in embed.get("fields", ()) for text in (field["name"], field["value"])]
+        found += [embed["title"], embed["description"], *fields, embed["footer"]["text"]]
+        found.append(embed.get("author", {}).get("name", ""))
+    return found
 
 
 def an_alert(**changes) -> Alert:
     fields = {"title": "t", "text": "x", "entry": "e", "interval": "1d", "direction": "long"} | changes
-    base = word(a_signal(), "public", Severity.INFO, now=WALL)
-    names = base.__slots__
-    return Alert(**({name: getattr(base, name) for name in names} | fields))
+    return replace(word(a_signal(), "public", Severity.INFO, now=WALL), **fields)
 
 
-@given(title=hostile, text=hostile, entry=hostile, interval=hostile, direction=st.text(max_size=5))
-@example(title="😀" * 300, text="😀" * 5000, entry="😀" * 600, interval="\\" * 2000, direction="long")
-@example(title="@" * 300, text="*" * 9000, entry="", interval=" \n ", direction="")
-def test_no_text_breaks_a_limit_or_mentions_anyone(title, text, entry, interval, direction):
-    """Whatever a signal says, the message is one that Discord takes whole, and that pings and links nothing."""
-    message = message_of(an_alert(title=title, text=text, entry=entry, interval=interval, direction=direction))
+def a_message(alert: Alert | None = None, **changes) -> Message:
+    return Message(alert=alert or an_alert(), **{"item": {}, "delivery_id": "delivery-1"} | changes)
 
+
+def check(message: dict) -> None:
+    """What Discord checks, and what we promise of every text."""
     assert message["allowed_mentions"] == {"parse": []}
-    assert "content" not in message
-    [embed] = message["embeds"]
-    assert all(units(embed[name]) <= most for name, most in UNITS.items())
-    assert units(embed["footer"]["text"]) <= 2048
-    assert len(embed["fields"]) <= 25
-    for field in embed["fields"]:
-        assert 1 <= units(field["name"]) <= 256
-        assert 1 <= units(field["value"].strip()) <= 1024
-    assert sum(map(units, texts_of(message))) <= 6000
+    assert units(message["content"]) <= 2000
+    assert message["content"].strip() or message["embeds"]
+    for embed in message["embeds"]:
+        assert all(units(embed[name]) <= most for name, most in UNITS.items())
+        assert units(embed["footer"]["text"]) <= 2048
+        assert units(embed.get("author", {}).get("name", "")) <= 256
+        assert len(embed["fields"]) <= 25
+        for field in embed["fields"]:
+            assert 1 <= units(field["name"].strip()) <= 256
+            assert 1 <= units(field["value"].strip()) <= 1024
+    assert sum(map(units, texts_of(message)[1:])) <= 6000
     for shown in texts_of(message):
         shown.encode()  # no half of a character is left
         assert not re.search(r"@(?!\u200b|…)|<(?!\u200b|…)|:/", shown)
         assert not re.search(r"(?<!\\)(\\\\)*[*_~`|>\[\]()#]", shown)
+
+
+@given(title=hostile, text=hostile, entry=hostile, interval=hostile, direction=st.text(max_size=5), doubt=st.booleans())
+@example(title="😀" * 300, text="😀" * 5000, entry="😀" * 600, interval="\\" * 2000, direction="long", doubt=True)
+@example(title="@" * 300, text="*" * 9000, entry="", interval=" \n ", direction="", doubt=False)
+def test_no_text_breaks_a_limit_or_mentions_anyone(title, text, entry, interval, direction, doubt):
+    """Whatever a signal says, the message is one that Discord takes whole, and that pings and links nothing."""
+    alert = an_alert(title=title, text=text, entry=entry, interval=interval, direction=direction)
+
+    check(message_of(a_message(alert, is_possible_repeat=doubt)))
+    check(safe_message_of(a_message(alert, is_possible_repeat=doubt)))
+
+
+@given(
+    items=st.lists(st.fixed_dictionaries({"title": hostile, "text": hostile, "occurred_at": st.text(max_size=5)})),
+    copies=st.integers(min_value=1, max_value=60),
+    title=hostile,
+)
+@example(items=[{"title": "", "text": "", "occurred_at": ""}], copies=1, title="")
+@example(items=[{"title": "t" * 300, "text": "@" * 900, "occurred_at": ""}], copies=60, title="😀" * 300)
+def test_no_digest_breaks_a_limit(items, copies, title):
+    """Many alerts in one message stay within all limits, the sum of 6,000 too."""
+    check(message_of(a_message(an_alert(title=title, text=title), digest=items * copies)))
+    check(safe_message_of(a_message(an_alert(title=title, text=title), digest=items * copies)))
+
+
+@pytest.mark.parametrize(
+    ("count", "shown", "rest"),
+    [(1, 1, None), (24, 24, None), (25, 25, None), (26, 24, "2 more"), (1500, 24, "1,476 more")],
+)
+def test_a_digest_says_how_many_it_leaves_out(count, shown, rest):
+    """Every alert has a field, or is counted in the last one: none is lost without a word."""
+    items = [{"title": f"alert {number}", "text": "up", "occurred_at": "noon"} for number in range(count)]
+
+    [embed] = message_of(a_message(digest=items))["embeds"]
+
+    fields = [(field["name"], field["value"]) for field in embed["fields"]]
+    assert fields[:shown] == [(f"alert {number}", "up · noon") for number in range(shown)]
+    assert fields[shown:] == ([("and", rest)] if rest else [])
+
+
+def test_long_alerts_in_a_digest_are_counted_too():
+    """Where the sum of all texts ends it before the number of fields does, the rest is counted as well."""
+    items = [{"title": "t" * 200, "text": "x" * 300} for _ in range(20)]
+
+    [embed] = message_of(a_message(digest=items))["embeds"]
+
+    *shown, last = embed["fields"]
+    assert 5 < len(shown) < 20
+    assert last["value"] == f"{20 - len(shown)} more"
+
+
+def test_a_possible_repeat_says_so():
+    """Who sees the same twice is told why, in the embed and as text."""
+    for made in (message_of, safe_message_of):
+        assert "possible repeat" in "".join(texts_of(made(a_message(is_possible_repeat=True))))
+        assert "possible repeat" not in "".join(texts_of(made(a_message())))
+
+
+def test_an_alert_that_is_over_loses_its_colour():
+    """People see at a glance that it no longer calls for anything."""
+    [embed] = message_of(a_message(an_alert(resolved_at=WALL)))["embeds"]
+
+    assert embed["color"] not in COLOURS.values()
+
+
+def test_an_edit_leaves_nothing_of_what_was_there():
+    """Whatever was sent first, the other form takes its whole place: both name content and embeds."""
+    assert all({"content", "embeds"} <= made(a_message()).keys() for made in (message_of, safe_message_of))
 
 
 @given(st.text() | hostile)
@@ -119,7 +201,7 @@ def test_a_very_long_text_is_cut_at_once():
 @pytest.mark.parametrize("direction", ["long", "short"])
 def test_directions_have_colours_of_their_own(direction):
     """People see the direction before they read it."""
-    [embed] = message_of(an_alert(direction=direction))["embeds"]
+    [embed] = message_of(a_message(an_alert(direction=direction)))["embeds"]
 
     assert embed["color"] == COLOURS[direction]
     assert len(set(COLOURS.values())) == len(COLOURS)
@@ -128,8 +210,9 @@ def test_directions_have_colours_of_their_own(direction):
 def test_the_message_names_its_alert():
     """The footer leads from a message back to the ledger, and says what it is not."""
     alert = an_alert()
-    [embed] = message_of(alert)["embeds"]
+    [embed] = message_of(a_message(alert))["embeds"]
 
+    assert "delivery-1" in embed["footer"]["text"]
     assert alert.alert_id in embed["footer"]["text"]
     assert "not advice" in embed["footer"]["text"]
     assert embed["timestamp"] == "2012-11-21T21:00:00Z"
@@ -143,7 +226,9 @@ def test_the_message_names_its_alert():
     [
         (GOOD, GOOD),
         (f"https://discord.com/api/v10/webhooks/{WEBHOOK_ID}/{TOKEN}", GOOD),
-        (f"  {GOOD}", GOOD),
+        (f"  {GOOD} ", GOOD),
+        (GOOD.replace("discord.com", "canary.discord.com:443"), GOOD),
+        (GOOD.replace("discord.com", "PTB.discordapp.com").replace("PTB.", ""), GOOD),
         (
             f"http://127.0.0.1:7072/discord/api/webhooks/{WEBHOOK_ID}/{TOKEN}",
             f"http://127.0.0.1:7072/discord/api/webhooks/{WEBHOOK_ID}/{TOKEN}",
@@ -174,7 +259,21 @@ BAD = [
     f"{GOOD}#part",
     f"{GOOD}/slack",
     f"{GOOD}/",
-    f"{GOOD} ",
+    f"{GOOD}\n",
+    f"{GOOD}\t",
+    GOOD.replace("/api", "/a\tpi"),
+    GOOD.replace("discord.com", "evil.example"),
+    GOOD.replace("discord.com", "discord.com.evil.example"),
+    GOOD.replace("discord.com", "discord.com."),
+    GOOD.replace("discord.com", "evil.example\\@discord.com"),
+    GOOD.replace("discord.com", "discord.com:8443"),
+    GOOD.replace("discord.com", "discord.com:80"),
+    GOOD.replace("discord.com", "d\u0456scord.com"),
+    GOOD.replace("discord.com", "169.254.169.254"),
+    GOOD.replace("discord.com", "[::1]"),
+    GOOD.replace("/api", "/x/api"),
+    GOOD.replace("/api", "/../api"),
+    GOOD.replace("/api", "/%61pi"),
     GOOD.replace(WEBHOOK_ID, "12"),
     GOOD.replace(WEBHOOK_ID, "x"),
     GOOD.replace(TOKEN, quote("a/b", safe="") * 20),
@@ -193,6 +292,33 @@ def test_another_address_is_refused_without_showing_it(url):
     assert WEBHOOK_ID not in told
 
 
+@pytest.mark.parametrize("url", [*BAD, GOOD.replace("https://discord.com", "http://127.0.0.1:7072/discord")])
+def test_a_subscribers_address_is_discords_or_none(url):
+    """What a subscriber enters is held to Discord's own hosts, and refused without showing it."""
+    with pytest.raises(InvalidPayloadError) as caught:
+        Webhook.of_subscriber(url)
+
+    assert TOKEN not in f"{caught.value!r} {caught.value.__cause__!r} {caught.value.__context__!r}"
+    with pytest.raises(InvalidPayloadError):
+        Webhook.of_subscriber(url, beside=Webhook.parse(GOOD))
+
+
+def test_the_local_inbox_is_for_those_who_have_the_default_there():
+    """Where alerts go to the inbox of this machine, subscribers may too; to the same one, and no other address here."""
+    local = GOOD.replace("https://discord.com", "http://127.0.0.1:7072/discord")
+    here = Webhook.parse(local)
+
+    assert Webhook.of_subscriber(local, beside=here).url == local
+    assert Webhook.of_subscriber(GOOD, beside=here).url == GOOD
+    for other in (
+        local.replace("7072", "7073"),
+        local.replace("127.0.0.1", "localhost"),
+        local.replace("/discord", ""),
+    ):
+        with pytest.raises(InvalidPayloadError):
+            Webhook.of_subscriber(other, beside=here)
+
+
 @given(st.text(max_size=80) | st.tuples(st.sampled_from(BAD), st.text(max_size=10)).map("".join))
 def test_any_text_is_an_address_or_a_clear_error(text):
     """No text makes reading the setting fail in any other way."""
@@ -201,7 +327,7 @@ def test_any_text_is_an_address_or_a_clear_error(text):
     except ConfigurationError as e:
         assert TOKEN not in str(e)  # noqa: PT017 - either outcome is right
     else:
-        assert webhook.url.startswith(("https://", "http://127.0.0.1", "http://localhost"))
+        assert webhook.url.startswith(("https://discord.com/", "http://127.0.0.1", "http://localhost"))
 
 
 def test_nothing_shows_the_token_unasked():
@@ -226,11 +352,19 @@ def a_channel(handler, step=None) -> DiscordChannel:
     return DiscordChannel(GOOD, client, Around(storage, step) if step else storage, wall)
 
 
-async def locked(name, call):
-    """Storage that answers reads and loses writes."""
-    if name == "read":
-        return await call()
-    raise UnavailableError("locked")
+class Locked:
+    """Storage that takes the reservation of a call, and loses every write after it."""
+
+    def __init__(self) -> None:
+        self.writes = 0
+
+    async def __call__(self, name, call):
+        if name == "read":
+            return await call()
+        self.writes += 1
+        if self.writes == 1:
+            return await call()
+        raise UnavailableError("locked")
 
 
 async def test_trouble_of_our_own_storage_does_not_look_like_discords():
@@ -241,7 +375,7 @@ async def test_trouble_of_our_own_storage_does_not_look_like_discords():
         headers = {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset-After": "2"}
         return httpx.Response(200, json={"id": "m-1"}, headers=headers)
 
-    assert await a_channel(take, locked).send(an_alert(), {}) == "m-1"
+    assert await a_channel(take, Locked()).send(a_message()) == "m-1"
 
 
 async def test_a_limit_that_could_not_be_kept_is_still_told():
@@ -252,7 +386,7 @@ async def test_a_limit_that_could_not_be_kept_is_still_told():
         return httpx.Response(429, json={"retry_after": 3.5})
 
     with pytest.raises(RateLimitedError) as caught:
-        await a_channel(limit, locked).send(an_alert(), {})
+        await a_channel(limit, Locked()).send(a_message())
 
     assert caught.value.retry_after == timedelta(seconds=3.5)
 
@@ -265,7 +399,7 @@ async def test_storage_that_is_down_before_the_call_means_surely_not_sent():
         raise UnavailableError("locked")
 
     with pytest.raises(UnavailableError):
-        await a_channel(asked.append, down).send(an_alert(), {})
+        await a_channel(asked.append, down).send(a_message())
 
     assert asked == []
 
@@ -280,7 +414,7 @@ async def test_bodies_that_are_not_discords_change_nothing(status, error, body):
     import httpx
 
     with pytest.raises(error):
-        await a_channel(lambda _: httpx.Response(status, content=body)).send(an_alert(), {})
+        await a_channel(lambda _: httpx.Response(status, content=body)).send(a_message())
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b"[" * 50_000, b'{"id": null}', b"\xff"])
@@ -288,4 +422,4 @@ async def test_a_success_without_an_id_is_a_success(body):
     """Discord took it, whatever it says about it."""
     import httpx
 
-    assert await a_channel(lambda _: httpx.Response(200, content=body)).send(an_alert(), {}) is None
+    assert await a_channel(lambda _: httpx.Response(200, content=body)).send(a_message()) is None
