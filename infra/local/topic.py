@@ -4,6 +4,9 @@ An Event Grid custom topic: what it has accepted it delivers to the app's functi
 It speaks what ``EventGridPublisherClient`` speaks, keeps Event Grid's retry schedule (the waits can be
 scaled), buries what cannot be delivered, and keeps its promises over a kill -9: a delivery stands in SQLite
 before the publisher hears 200, and leaves it after the function has answered.
+
+What it buries it offers as Event Grid does: blobs in a container, ``FUNCTION/2026/11/21/9/<id>.json``, each an array of
+the event with what the topic says of it, which the app lists, reads and deletes over HTTP.
 """
 
 import asyncio
@@ -21,7 +24,8 @@ from hmac import compare_digest
 from pathlib import Path
 from random import Random
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
+from xml.sax.saxutils import escape
 
 import aiohttp
 from aiohttp import web
@@ -42,6 +46,10 @@ NEVER_RETRIED = frozenset({400, 403, 413})
 SCHEDULE = (10, 30, 60, 300, 600, 1_800, 3_600, 10_800, 21_600, 43_200)
 # No sooner than this after such an answer (401 and 404: the app may still be starting).
 PATIENCE = {401: 300, 404: 300, 408: 120, 503: 30}
+
+BLOBS = "/topic/deadletters"
+"""The container that dead letters lie in."""
+MOST_BLOBS = 5000
 
 OUTCOMES = {
     400: "BadRequest",
@@ -65,6 +73,7 @@ CREATE TABLE IF NOT EXISTS topic_dead_letters (
     body BLOB NOT NULL, accepted_at REAL NOT NULL, buried_at REAL NOT NULL, reason TEXT NOT NULL,
     attempts INTEGER NOT NULL, last_outcome TEXT NOT NULL, last_status INTEGER, last_answer TEXT NOT NULL
 );
+CREATE TABLE IF NOT EXISTS topic_collected (id INTEGER PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS topic_alive (id INTEGER PRIMARY KEY CHECK (id = 1), at REAL NOT NULL);
 """
 
@@ -216,6 +225,9 @@ class Topic:
             web.post("/api/events", self._accept),
             web.get("/topic/dead_letters", self._show_dead_letters),
             web.get("/topic/recent", self._show_recent),
+            web.get(BLOBS, self._list_blobs),
+            web.get(f"{BLOBS}/{{name:.+}}", self._read_blob),
+            web.delete(f"{BLOBS}/{{name:.+}}", self._delete_blob),
         ]
 
     async def start(self) -> None:
@@ -538,6 +550,55 @@ class Topic:
     async def _show_dead_letters(self, request: web.Request) -> web.Response:
         return web.json_response({"items": self.dead_letters(), "count": self._dead})
 
+    async def _list_blobs(self, request: web.Request) -> web.Response:
+        wanted = request.query.get("maxresults", str(MOST_BLOBS))
+        if request.query.get("comp") != "list" or not wanted.isdecimal():
+            return problem(400, "ask for ?restype=container&comp=list, with a whole number as maxresults")
+        rows = self._state.execute(
+            "SELECT id, function, buried_at FROM topic_dead_letters"
+            " WHERE id NOT IN (SELECT id FROM topic_collected) ORDER BY id LIMIT ?",
+            (min(int(wanted), MOST_BLOBS),),
+        )
+        blobs = "".join(f"<Blob><Name>{escape(_blob_name(*row))}</Name></Blob>" for row in rows)
+        xml = f'<?xml version="1.0" encoding="utf-8"?><EnumerationResults><Blobs>{blobs}</Blobs></EnumerationResults>'
+        return web.Response(text=xml, content_type="application/xml")
+
+    async def _read_blob(self, request: web.Request) -> web.Response:
+        row = self._blob(request.match_info["name"])
+        if row is None:
+            return problem(404, "there is no such blob")
+        _, _, _, body, reason, attempts, outcome, accepted_at = row
+        said = {
+            "deadletterreason": reason,
+            "deliveryattempts": attempts,
+            "lastdeliveryoutcome": outcome,
+            "publishtime": _instant(accepted_at),
+        }
+        return web.json_response([json.loads(body) | said])
+
+    async def _delete_blob(self, request: web.Request) -> web.Response:
+        row = self._blob(request.match_info["name"])
+        if row is None:
+            return problem(404, "there is no such blob")
+        # The letter itself stays for who looks at the topic; it is only offered no more.
+        self._state.execute("INSERT OR IGNORE INTO topic_collected VALUES (?)", (row[0],))
+        return web.Response(status=202)
+
+    def _blob(self, name: str) -> tuple[Any, ...] | None:
+        """The dead letter of a blob that was not deleted."""
+        try:
+            id_ = UUID(name.rpartition("/")[2].removesuffix(".json")).int
+        except ValueError:
+            return None
+        if id_ >= 2**63:
+            return None
+        row: tuple[Any, ...] | None = self._state.execute(
+            "SELECT id, function, buried_at, body, reason, attempts, last_outcome, accepted_at FROM topic_dead_letters"
+            " WHERE id = ? AND id NOT IN (SELECT id FROM topic_collected)",
+            (id_,),
+        ).fetchone()
+        return row if row is not None and _blob_name(*row[:3]) == name else None
+
     async def _show_recent(self, request: web.Request) -> web.Response:
         n = request.query.get("n", "100")
         if not n.isdecimal():
@@ -631,6 +692,11 @@ def _bad(message: str) -> _RefusedError:
 
 def _refusal(status: int, code: str, message: str) -> web.Response:
     return web.json_response({"error": {"code": code, "message": message}}, status=status)
+
+
+def _blob_name(id_: int, function: str, buried_at: float) -> str:
+    at = datetime.fromtimestamp(buried_at, UTC)
+    return f"{function.upper()}/{at.year}/{at.month}/{at.day}/{at.hour}/{UUID(int=id_)}.json"
 
 
 def _instant(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -17,12 +18,17 @@ from azure.core.credentials import AzureKeyCredential
 from azure.core.exceptions import ClientAuthenticationError, HttpResponseError, ServiceRequestError
 from azure.core.messaging import CloudEvent
 from azure.eventgrid.aio import EventGridPublisherClient
+from yarl import URL
 
 from infra.local.cloud import open_state
 from infra.local.faults import Switchboard
 from infra.local.topic import MAX_BYTES, SCHEDULE, Pace, Subscription, Topic, load_subscriptions
-from shared.clock import StoppedClock, parse_instant
-from shared.errors import ConfigurationError
+from shared.adapters.dead_letter_blobs import DeadLetterBlobs
+from shared.clock import StoppedClock, SystemClock, parse_instant
+from shared.errors import ConfigurationError, UnavailableError
+from shared.http_client import HttpClient
+from shared.inbound import DeadLetters
+from tests.builders import documents
 
 KEY = "a-topic-key"
 SIGNALS = Subscription(function="signals_on_bars", event_types=frozenset({"market.bars_ingested.v1"}))
@@ -75,6 +81,14 @@ async def receiver() -> AsyncIterator[Receiver]:
         yield one
         if one.gate is not None:
             one.gate.set()
+
+
+@pytest.fixture
+async def letters() -> AsyncIterator[DeadLetters]:
+    """The app's own dead letters."""
+    store = documents(SystemClock())
+    yield DeadLetters(store, SystemClock())
+    await store.close()
 
 
 @pytest.fixture
@@ -419,6 +433,178 @@ async def test_deliveries_in_flight_are_bounded(open_topic, receiver):
 
     assert receiver.most_at_once == 8
     assert sorted(receiver.ids()) == sorted(f"e{n}" for n in range(50))
+
+
+# --- dead letters, as the app fetches them
+
+
+def blobs_of(address: str, letters: DeadLetters) -> DeadLetterBlobs:
+    container = URL(address).origin() / "topic/deadletters"
+    return DeadLetterBlobs(str(container), HttpClient("dead letters"), letters)
+
+
+async def letters_of(letters: DeadLetters) -> list[dict]:
+    return [dict(letter.body) for letter in await letters.newest(after=None, limit=100)]
+
+
+@pytest.mark.parametrize("status", [400, 403, 413, 500, 401])
+async def test_what_cannot_be_delivered_ends_among_the_apps_dead_letters(open_topic, receiver, letters, status):
+    """Refused at once, or failing for ever: it can be seen, with the reason, and the event is whole."""
+    topic, address = await open_topic(
+        Subscription(function="signals_on_bars", event_types=SIGNALS.event_types, max_attempts=2)
+    )
+    receiver.script = [status] * 9
+    await publish(address, an_event())
+    await quiet(topic)
+    blobs = blobs_of(address, letters)
+
+    assert await blobs.collect() == 1
+
+    [letter] = await letters_of(letters)
+    attempts = 1 if status in (400, 403, 413) else 2
+    reason = "Undeliverable" if attempts == 1 else "MaxDeliveryAttemptsExceeded"
+    assert (letter["source"], letter["event_id"], letter["origin"]) == ("signals_on_bars", "e1", "topic")
+    assert letter["reason"].startswith(f"{reason}: ")
+    assert (letter["report"]["reason"], letter["report"]["attempts"]) == (reason, attempts)
+    assert parse_instant(letter["report"]["published_at"]) <= datetime.now(UTC)
+    assert letter["event"]["data"] == {"symbol": "AAPL"}
+    assert (letter["event"]["source"], letter["event"]["is_whole"]) == ("/market", True)
+    await blobs.aclose()
+
+
+async def test_what_was_fetched_is_offered_no_more(open_topic, receiver, letters):
+    """The app deletes what it has; who looks at the topic still sees it."""
+    topic, address = await open_topic()
+    receiver.script = [400] * 3
+    await publish(address, *(an_event(f"e{n}") for n in range(3)))
+    await quiet(topic)
+    blobs = blobs_of(address, letters)
+
+    assert (await blobs.collect(), await blobs.collect()) == (3, 0)
+
+    assert len(topic.dead_letters()) == 3
+    assert {letter["times"] for letter in await letters_of(letters)} == {1}
+    await blobs.aclose()
+
+
+async def test_a_kill_between_burying_and_deleting_counts_nothing_twice(open_topic, receiver, letters):
+    """The blob comes again; it is the same burial, also when the letter was dealt with meanwhile."""
+    topic, address = await open_topic()
+    receiver.script = [400]
+    await publish(address, an_event())
+    await quiet(topic)
+    killed = blobs_of(address, letters)
+    ask = killed._ask
+
+    async def dies_at_delete(method, path, params):
+        if method == "DELETE":
+            raise UnavailableError("the process was killed")
+        return await ask(method, path, params)
+
+    killed._ask = dies_at_delete
+    with pytest.raises(UnavailableError):
+        await killed.collect()
+    blobs = blobs_of(address, letters)
+    assert await blobs.collect() == 1
+
+    [letter] = await letters_of(letters)
+    assert letter["times"] == 1
+    for one in (killed, blobs):
+        await one.aclose()
+
+
+async def test_a_blob_is_named_and_filled_as_event_grid_does(open_topic, receiver):
+    """FUNCTION in capitals, the date without leading zeros, an array with what the topic says beside the event."""
+    clock = StoppedClock(datetime(2026, 3, 5, 7, tzinfo=UTC))
+    topic, address = await open_topic(clock=clock)
+    receiver.script = [400]
+    await publish(address, an_event())
+    await quiet(topic)
+    container = URL(address).origin() / "topic/deadletters"
+
+    async with aiohttp.ClientSession() as session:
+        async with session.get(container, params={"restype": "container", "comp": "list"}) as answer:
+            [name] = re.findall("<Name>(.*?)</Name>", await answer.text())
+        async with session.get(f"{container}/{name}") as answer:
+            [event] = await answer.json()
+        async with session.get(f"{container}/{name.replace('SIGNALS', 'ALERTS')}") as answer:
+            assert answer.status == 404
+        async with session.get(container, params={"maxresults": "many", "comp": "list"}) as answer:
+            assert answer.status == 400
+
+    assert re.fullmatch(r"SIGNALS_ON_BARS/2026/3/5/7/[0-9a-f-]{36}\.json", name)
+    assert event["id"] == "e1"
+    said = {
+        "deadletterreason": "Undeliverable",
+        "deliveryattempts": 1,
+        "lastdeliveryoutcome": "BadRequest",
+        "publishtime": "2026-03-05T07:00:00Z",
+    }
+    assert {name: event[name] for name in said} == said
+
+
+STRANGE = [
+    (b"{no json", "SIGNALS-ON-BARS/2026/11/21/9/a.json#0", "the topic's dead letter holds no CloudEvent"),
+    (b'[{"eventType": "old", "id": "1"}]', "SIGNALS-ON-BARS/2026/11/21/9/a.json#0", "holds no CloudEvent"),
+    (
+        b"""[{"id": "e1", "type": "t.v1", "data": {},
+        "deadLetterReason": "TimeToLiveExceeded", "deliveryAttempts": 30, "lastDeliveryOutcome": "NotFound"}]""",
+        "e1",
+        "TimeToLiveExceeded: NotFound at the last of 30 attempts",
+    ),
+]
+
+
+@pytest.mark.parametrize(("body", "event_id", "reason"), STRANGE)
+async def test_whatever_lies_in_the_container_becomes_a_letter(letters, body, event_id, reason):
+    """Azure's names with hyphens and its other spelling are understood; what is no event is kept to be looked at."""
+    held = {"SIGNALS-ON-BARS/2026/11/21/9/a.json": body}
+
+    async def listing(request: web.Request) -> web.Response:
+        assert request.headers["x-ms-version"]
+        return web.Response(text="".join(f"<Blob><Name>{name}</Name></Blob>" for name in held))
+
+    async def read(request: web.Request) -> web.Response:
+        return web.Response(body=held[request.match_info["name"]])
+
+    async def delete(request: web.Request) -> web.Response:
+        del held[request.match_info["name"]]
+        return web.Response(status=202)
+
+    async with served(
+        [web.get("/dead", listing), web.get("/dead/{name:.+}", read), web.delete("/dead/{name:.+}", delete)]
+    ) as url:
+        blobs = DeadLetterBlobs(f"{url}/dead", HttpClient("dead letters"), letters)
+        assert (await blobs.collect(), await blobs.collect()) == (1, 0)
+        await blobs.aclose()
+
+    [letter] = await letters_of(letters)
+    assert (letter["source"], letter["event_id"]) == ("signals_on_bars", event_id)
+    assert reason in letter["reason"]
+    assert letter["event"]["is_whole"] is (event_id == "e1")
+
+
+@pytest.mark.parametrize(
+    ("status", "error"), [(403, ConfigurationError), (404, ConfigurationError), (503, UnavailableError)]
+)
+async def test_a_container_that_cannot_be_read_says_what_to_do(letters, status, error):
+    """A missing role or a wrong address is for a person; trouble that passes is for the next minute."""
+
+    async def refuse(request: web.Request) -> web.Response:
+        return web.Response(status=status)
+
+    async with served([web.get("/dead", refuse)]) as url:
+        blobs = DeadLetterBlobs(f"{url}/dead", HttpClient("dead letters"), letters)
+        with pytest.raises(error, match=str(status)):
+            await blobs.collect()
+        await blobs.aclose()
+
+
+@pytest.mark.parametrize("url", ["", "http://account.example/dead", "https://account.example", "https://a.b/c?sig=x"])
+def test_an_address_that_is_no_container_is_refused_at_the_start(letters, url):
+    """An open line, a missing container or a signature in the address is a wrong setting."""
+    with pytest.raises(ConfigurationError, match="DEAD_LETTERS_URL"):
+        DeadLetterBlobs(url, HttpClient("dead letters"), letters)
 
 
 # --- over restarts

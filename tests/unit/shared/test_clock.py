@@ -131,3 +131,53 @@ class TestClocks:
     def test_wall_has_a_zone(self):
         """Every instant of this house is in UTC."""
         assert SystemClock().now().tzinfo is UTC
+
+
+# --- from the market to the wall
+
+
+@given(
+    speed=st.floats(min_value=0.001, max_value=999_999),
+    gone=st.timedeltas(min_value=timedelta(), max_value=timedelta(days=20_000)),
+    end=st.none() | st.timedeltas(min_value=timedelta(), max_value=timedelta(days=20_000)),
+)
+def test_the_wall_instant_of_a_market_instant_is_when_the_market_gets_there(speed, gone, end):
+    """At that instant the market is there, and just before it is not; None where it never gets there."""
+    begin, wall = datetime(2012, 3, 1, tzinfo=UTC), datetime(2026, 11, 21, 9, tzinfo=UTC)
+    time = MarketTime(market=begin, wall=wall, speed=speed, end=begin + end if end is not None else None)
+    wanted = begin + gone
+
+    at = time.wall_at(wanted)
+
+    if end is not None and gone > end:
+        assert at is None
+    elif at is None:
+        assert gone.total_seconds() / speed > timedelta(days=365 * 7900).total_seconds()
+    else:
+        # A market second of a fast replay is less than the wall's smallest step.
+        step = timedelta(seconds=max(speed, 1) * 2e-6)
+        assert time.at(at) >= wanted - timedelta(microseconds=1)
+        assert at == wall or time.at(at - timedelta(microseconds=2)) < wanted + step
+
+
+def test_a_market_that_stands_still_gets_nowhere():
+    """What lies behind is there already, what lies ahead is never reached."""
+    begin, wall = datetime(2012, 3, 1, tzinfo=UTC), datetime(2026, 11, 21, 9, tzinfo=UTC)
+    time = MarketTime(market=begin, wall=wall, speed=0)
+
+    assert time.wall_at(begin) == wall
+    assert time.wall_at(begin - timedelta(days=1)) == wall
+    assert time.wall_at(begin + timedelta(microseconds=1)) is None
+
+
+def test_a_market_clock_that_is_the_wall_is_at_an_instant_when_it_is():
+    """Without a replay market instants are the wall's, and run as fast."""
+    clock = MarketClock(StoppedClock(datetime(2026, 11, 21, 9, tzinfo=UTC)))
+    later = datetime(2026, 11, 22, tzinfo=UTC)
+
+    assert (clock.wall_at(later), clock.speed) == (later, 1.0)
+    clock.time = MarketTime(market=datetime(2012, 3, 1, tzinfo=UTC), wall=clock.now(), speed=86_400)
+    assert (clock.wall_at(datetime(2012, 3, 2, tzinfo=UTC)), clock.speed) == (
+        datetime(2026, 11, 21, 9, 0, 1, tzinfo=UTC),
+        86_400,
+    )

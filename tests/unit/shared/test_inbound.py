@@ -81,11 +81,18 @@ class TestDone:
             "reason": "RefusedError: not here",
             "times": 1,
             "recorded_at": "2026-11-21T09:00:00Z",
+            "origin": "function",
+            "state": "open",
+            "history": [],
+            "report": {},
+            "digest": letter["digest"],
             "event": {
                 "type": "test.happened.v1",
+                "source": "/troop/test",
                 "subject": "symbols/AAPL",
                 "time": "2026-11-21T09:00:00Z",
                 "data": {"n": 1},
+                "is_whole": True,
             },
         }
 
@@ -158,7 +165,14 @@ class TestPayload:
         await settled(dead_letters, Broken(), InvalidPayloadError("no event"))
 
         [letter] = await buried(dead_letters)
-        assert letter["event"] == {"type": "test.happened.v1", "subject": None, "time": None, "data": None}
+        assert letter["event"] == {
+            "type": "test.happened.v1",
+            "source": None,
+            "subject": None,
+            "time": None,
+            "data": None,
+            "is_whole": True,
+        }
 
     async def test_huge_payload_is_shortened(self, dead_letters):
         """A letter is read by people and paid by its size."""
@@ -240,6 +254,49 @@ class TestRedelivered:
         await settled(dead_letters, a_cloud_event({}), RefusedError("no"))
 
         assert len(await buried(dead_letters)) == 1
+
+
+class TestSameIdOtherPayload:
+    async def test_another_payload_is_kept_beside_the_first(self, dead_letters):
+        """Two events that share an id are two letters: neither is lost, each counts for itself."""
+        for n in (1, 2, 2):
+            await settled(dead_letters, a_cloud_event({"n": n}), RefusedError("no"))
+
+        letters = await buried(dead_letters)
+        assert sorted((one["event"]["data"]["n"], one["times"]) for one in letters) == [(1, 1), (2, 2)]
+
+    async def test_another_payload_after_the_first_was_done_is_kept_and_said_aloud(self, dead_letters, caplog):
+        """One of the two is not what it says: a person must look, and can."""
+        await settled(dead_letters, a_cloud_event({"n": 1}))
+        await settled(dead_letters, a_cloud_event({"n": 2}))
+
+        [letter] = await buried(dead_letters)
+        assert letter["event"]["data"] == {"n": 2}
+        assert letter["reason"] == "InvalidPayloadError: another payload came under this id before"
+
+    async def test_an_event_told_again_is_the_same_event(self, dead_letters):
+        """When it was told is no part of what it says; nor does another function's event count."""
+        await settled(dead_letters, a_cloud_event({"n": 1, "recorded_at": "2026-11-21T09:00:00Z"}))
+        await settled(dead_letters, a_cloud_event({"recorded_at": "2026-11-21T10:00:00Z", "n": 1}))
+        async with settle(a_cloud_event({"n": 2}), "another_function", dead_letters):
+            pass
+
+        assert await buried(dead_letters) == []
+
+
+class TestUnpublished:
+    async def test_an_event_the_topic_refuses_for_good_is_kept(self, dead_letters):
+        """It is seen where every other trouble is seen, under the domain whose event it is."""
+        event = BarsIngested(
+            occurred_at=WALL, recorded_at=WALL, symbol="AAPL", interval="1d", revision=0,
+            first_closed_at=WALL, last_closed_at=WALL, count=1,
+        )  # fmt: skip
+
+        await dead_letters.bury_unpublished("market", event, "the event topic refused an event (413)")
+
+        [letter] = await buried(dead_letters)
+        assert (letter["source"], letter["origin"], letter["event_id"]) == ("market", "outbox", event.event_id)
+        assert letter["event"]["data"] == event.to_wire()["data"]
 
 
 class TestTrace:
