@@ -7,7 +7,11 @@ from shared.events import Event
 
 
 class AlertRaised(Event):
-    """A signal was worded for a subscriber; told once an alert. ``occurred_at`` is the signal's."""
+    """
+    A signal, or what a rule about bars saw, was worded for a subscriber; told once an alert.
+
+    ``occurred_at`` is the signal's: the bar's close. ``signal_id`` is empty where no signal stands behind it.
+    """
 
     type: ClassVar[str] = "alerts.alert_raised.v1"
     source: ClassVar[str] = "/troop/alerts"
@@ -19,6 +23,7 @@ class AlertRaised(Event):
     severity: str
     title: str
     channels: Sequence[str]
+    kind: str = "signal"
 
     @property
     def event_id(self) -> str:
@@ -27,3 +32,20 @@ class AlertRaised(Event):
     @property
     def subject(self) -> str:
         return f"symbols/{self.symbol}"
+
+
+class CanarySent(Event):
+    """The canary was let out; ``occurred_at`` is the market's time then."""
+
+    type: ClassVar[str] = "alerts.canary_sent.v1"
+    source: ClassVar[str] = "/troop/alerts"
+
+    canary_id: str
+
+    @property
+    def event_id(self) -> str:
+        return self.canary_id
+
+    @property
+    def subject(self) -> str:
+        return f"canaries/{self.canary_id}"

@@ -6,6 +6,7 @@ The two clocks, and the only place that reads a real one.
 every ``occurred_at``. It equals the wall unless the setting MARKET_CLOCK says otherwise.
 """
 
+import math
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -89,6 +90,18 @@ class MarketTime:
         left = max((latest - self.market).total_seconds(), 0.0)
         return self.market + timedelta(seconds=min(gone, left))
 
+    def wall_at(self, market: datetime) -> datetime | None:
+        """The wall instant at which the market gets to *market*; None if it never does."""
+        if market <= self.market:
+            return self.wall
+        if not self.speed or (self.end is not None and market > self.end):
+            return None
+        try:
+            gone = math.ceil((market - self.market).total_seconds() / self.speed * 1e6)
+            return self.wall + timedelta(microseconds=gone)
+        except OverflowError:
+            return None
+
 
 class MarketClock:
     """The market's time, derived from the wall."""
@@ -97,9 +110,18 @@ class MarketClock:
         self._wall = wall
         self.time = time
 
+    @property
+    def speed(self) -> float:
+        """How many market seconds go by in one of the wall's."""
+        return self.time.speed if self.time else 1.0
+
     def now(self) -> datetime:
         wall = self._wall.now()
         return self.time.at(wall) if self.time else wall
+
+    def wall_at(self, market: datetime) -> datetime | None:
+        """The wall instant at which the market gets to *market*, as things stand; None if it never does."""
+        return self.time.wall_at(market) if self.time else market
 
 
 def parse_instant(text: str) -> datetime:

@@ -1,7 +1,8 @@
 """What comes next for a delivery: every edge of its life, and what holds on all of them."""
 
+from dataclasses import replace
 from datetime import timedelta
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 from hypothesis import given
@@ -9,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from alerts.logic import delivering
-from alerts.logic.delivering import FIRST_WAIT, LONGEST_WAIT, MOST_ATTEMPTS, Step
-from alerts.models import FINAL, Delivery, Severity, State
+from alerts.logic.delivering import EDGES, FIRST_WAIT, LONGEST_WAIT, MOST_ATTEMPTS, MOST_LOGGED, Step, is_allowed
+from alerts.models import FINAL, Decision, Delivery, Severity, State
 from shared.errors import (
     ConfigurationError,
     InvalidPayloadError,
@@ -29,7 +30,8 @@ from tests.builders import WALL
 LEASE = timedelta(seconds=30)
 PAST, FUTURE = WALL - timedelta(seconds=1), WALL + timedelta(seconds=1)
 INFO, CRITICAL = Severity.INFO, Severity.CRITICAL
-EVERYWHERE = list(product(("signalr", "discord"), Severity))
+EVERYWHERE = list(product((True, False), Severity))
+HOLD = Decision(at=WALL, rule="quiet_hours", outcome="hold", reason="until 07:00")
 
 
 def a_delivery(**changes) -> Delivery:
@@ -43,8 +45,18 @@ def a_delivery(**changes) -> Delivery:
     return Delivery(**(fields | changes))
 
 
-def a_claim(**changes) -> Delivery:
-    return delivering.claimed(a_delivery(**changes), "token", until=WALL + LEASE)
+def begun(delivery: Delivery, *, at=WALL) -> Delivery:
+    """The delivery while it is being sent."""
+    claim = delivering.claimed(delivery, "token", until=at + LEASE)
+    return delivering.sending(claim, now=at, until=at + LEASE)
+
+
+def a_sending(**changes) -> Delivery:
+    return begun(a_delivery(**changes))
+
+
+def failed(delivery: Delivery, error: Exception, *, is_keyed: bool = False, deadline=None) -> Delivery:
+    return delivering.failed(delivery, error, now=WALL, is_keyed=is_keyed, deadline=deadline)
 
 
 # --- what to do now
@@ -54,61 +66,95 @@ def a_claim(**changes) -> Delivery:
     ("state", "due_at", "step"),
     [
         (State.PENDING, None, Step.SEND),
-        (State.PENDING, FUTURE, Step.SEND),
+        (State.PENDING, WALL, Step.SEND),
+        (State.PENDING, FUTURE, Step.WAIT),
         (State.RETRY_AT, FUTURE, Step.WAIT),
         (State.RETRY_AT, WALL, Step.SEND),
-        (State.RETRY_AT, PAST, Step.SEND),
-        (State.RETRY_AT, None, Step.SEND),
+        (State.CLAIMED, FUTURE, Step.WAIT),
+        (State.CLAIMED, WALL, Step.RELEASE),
         (State.SENDING, FUTURE, Step.WAIT),
-        (State.SENDING, None, Step.WAIT),
-        (State.SENT, None, Step.NOTHING),
+        (State.SENDING, PAST, Step.DOUBT),
+        (State.UNKNOWN, FUTURE, Step.WAIT),
+        (State.UNKNOWN, PAST, Step.SEND),
         (State.UNKNOWN, None, Step.NOTHING),
-        (State.DEAD, PAST, Step.NOTHING),
+        *((state, None, Step.NOTHING) for state in sorted(FINAL)),
+        *((state, PAST, Step.NOTHING) for state in sorted(FINAL)),
     ],
 )
-@pytest.mark.parametrize(("channel", "severity"), EVERYWHERE)
-def test_what_is_stored_decides_what_to_do(state, due_at, step, channel, severity):
-    """A fresh delivery is sent, a scheduled one waits for its time, a claimed one for its lease, a final one rests."""
-    delivery = a_delivery(state=state, due_at=due_at, channel=channel, severity=severity)
+def test_what_is_stored_decides_what_to_do(state, due_at, step):
+    """What waits is sent when it is due, an old claim is released, an old SENDING is in doubt, what is over rests."""
+    assert delivering.next_step(a_delivery(state=state, due_at=due_at), WALL) is step
 
-    assert delivering.next_step(delivery, WALL) is step
+
+def test_what_waits_in_a_digest_is_left_to_it():
+    """Nobody sends a member by itself; the digest, which has members, is sent."""
+    member = a_delivery(bucket_id="b1")
+
+    assert delivering.next_step(member, WALL) is Step.NOTHING
+    assert delivering.next_step(replace(member, members=("a1",)), WALL) is Step.SEND
 
 
 @pytest.mark.parametrize(
-    ("channel", "severity", "attempts", "step"),
+    ("is_keyed", "severity", "attempts", "again"),
     [
-        ("signalr", INFO, 1, Step.SEND),
-        ("signalr", CRITICAL, 1, Step.SEND),
-        ("discord", CRITICAL, 1, Step.SEND),
-        ("discord", INFO, 1, Step.GIVE_UP_KNOWING),
-        ("email", INFO, 1, Step.GIVE_UP_KNOWING),
-        ("signalr", INFO, MOST_ATTEMPTS, Step.GIVE_UP_KNOWING),
-        ("discord", CRITICAL, MOST_ATTEMPTS, Step.GIVE_UP_KNOWING),
+        (True, INFO, 1, True),
+        (True, CRITICAL, 1, True),
+        (False, CRITICAL, 1, True),
+        (False, INFO, 1, False),
+        (False, Severity.WARNING, 1, False),
+        (True, INFO, MOST_ATTEMPTS, False),
+        (False, CRITICAL, MOST_ATTEMPTS, False),
     ],
 )
-def test_a_lease_that_ran_out_is_an_unknown_outcome(channel, severity, attempts, step):
+@pytest.mark.parametrize("how", ["it died", "no answer"])
+def test_an_unknown_outcome_follows_the_policy(how, is_keyed, severity, attempts, again):
     """It is sent again only where repeating does not show or silence is worse, and not for ever."""
-    delivery = a_delivery(state=State.SENDING, due_at=PAST, channel=channel, severity=severity, attempts=attempts)
+    sending = a_sending(severity=severity, attempts=attempts - 1)
 
-    assert delivering.next_step(delivery, WALL) is step
+    if how == "it died":
+        after = delivering.doubted(sending, "the process died", now=WALL, is_keyed=is_keyed)
+    else:
+        after = failed(sending, OutcomeUnknownError("no answer"), is_keyed=is_keyed)
+
+    assert (after.state, after.doubts) == (State.UNKNOWN, 1)
+    assert after.reason
+    assert after.is_over is not again
+    assert after.attempts_log[-1].outcome == "unknown"
+    if again:
+        assert after.due_at > WALL
+        assert delivering.next_step(after, after.due_at) is Step.SEND
 
 
-def test_a_claim_counts_an_attempt_and_holds_a_lease():
-    """Who claims owns the delivery until the lease runs out."""
-    claim = a_claim(attempts=2, reason="UnavailableError: down")
+def test_a_claim_holds_a_lease_and_is_no_attempt():
+    """Who claims owns the delivery until the lease runs out; nothing has been sent for it."""
+    claim = delivering.claimed(a_delivery(attempts=2), "token", until=WALL + LEASE)
 
-    assert (claim.state, claim.attempts, claim.token, claim.due_at) == (State.SENDING, 3, "token", WALL + LEASE)
-    assert claim.reason == "UnavailableError: down"
+    assert (claim.state, claim.attempts, claim.token, claim.due_at) == (State.CLAIMED, 2, "token", WALL + LEASE)
+    assert claim.attempts_log == ()
 
 
-def test_taking_over_a_claim_says_that_it_may_be_a_repetition():
-    """A reader of the ledger sees that the message may have been shown before."""
-    assert "possible repeat" in a_claim(state=State.SENDING, attempts=1).reason
+def test_sending_counts_and_logs_an_attempt():
+    """The log says when it began, before anybody knows how it ends."""
+    sending = a_sending(attempts=2, reason="UnavailableError: down")
+
+    assert (sending.state, sending.attempts, sending.due_at) == (State.SENDING, 3, WALL + LEASE)
+    [attempt] = sending.attempts_log
+    assert (attempt.number, attempt.started_at, attempt.ended_at, attempt.outcome) == (3, WALL, None, "sending")
+    assert sending.reason == "UnavailableError: down"
+
+
+def test_a_released_claim_waits_again():
+    """An expired claim has sent nothing: it is due as before, with all that was known of it."""
+    claim = delivering.claimed(a_delivery(attempts=2), "token", until=PAST)
+
+    after = delivering.released(claim, due_at=WALL)
+
+    assert (after.state, after.token, after.due_at, after.attempts) == (State.PENDING, None, WALL, 2)
 
 
 def test_a_sent_delivery_keeps_the_services_id_and_drops_old_reasons():
     """SENT has a time, the service's own id and no leftover trouble."""
-    done = delivering.sent(a_claim(reason="UnavailableError: down"), "m-1", now=FUTURE)
+    done = delivering.sent(a_sending(reason="UnavailableError: down"), "m-1", now=FUTURE)
 
     assert (done.state, done.sent_at, done.provider_id, done.reason, done.due_at) == (
         State.SENT,
@@ -117,6 +163,7 @@ def test_a_sent_delivery_keeps_the_services_id_and_drops_old_reasons():
         None,
         None,
     )
+    assert (done.attempts_log[-1].outcome, done.attempts_log[-1].provider_id) == ("taken", "m-1")
 
 
 # --- what a failure leads to
@@ -127,84 +174,101 @@ NEVER = [RefusedError("no"), RecipientGoneError("gone"), InvalidPayloadError("no
 
 
 @pytest.mark.parametrize("error", [*KNOWN_NOT_SENT, ConfigurationError("set it")])
-@pytest.mark.parametrize(("channel", "severity"), EVERYWHERE)
-def test_what_was_surely_not_sent_is_tried_again_later(error, channel, severity):
+@pytest.mark.parametrize(("is_keyed", "severity"), EVERYWHERE)
+def test_what_was_surely_not_sent_is_tried_again_later(error, is_keyed, severity):
     """A service that is down, or a setting a person may correct, is tried again after the back-off."""
-    after = delivering.failed(a_claim(channel=channel, severity=severity), error, now=WALL)
+    sending = a_sending(severity=severity)
 
-    assert (after.state, after.due_at) == (State.RETRY_AT, WALL + FIRST_WAIT)
+    after = failed(sending, error, is_keyed=is_keyed)
+
+    assert (after.state, after.due_at) == (State.RETRY_AT, WALL + delivering.backoff(sending))
     assert after.reason == f"{type(error).__name__}: {error}"
+    assert after.first_failed_at == WALL
 
 
 @pytest.mark.parametrize("error", [*KNOWN_NOT_SENT, ConfigurationError("set it")])
 def test_the_last_attempt_ends_a_delivery(error):
     """Twenty attempts are enough; the reason is kept."""
-    after = delivering.failed(a_claim(attempts=MOST_ATTEMPTS - 1), error, now=WALL)
+    after = failed(a_sending(attempts=MOST_ATTEMPTS - 1), error)
 
     assert (after.state, after.due_at) == (State.DEAD, None)
     assert after.reason == f"{type(error).__name__}: {error}"
 
 
 @pytest.mark.parametrize("error", [*NEVER, PermanentError("no")])
-@pytest.mark.parametrize(("channel", "severity"), EVERYWHERE)
-def test_a_refusal_ends_a_delivery_at_once(error, channel, severity):
+@pytest.mark.parametrize(("is_keyed", "severity"), EVERYWHERE)
+def test_a_refusal_ends_a_delivery_at_once(error, is_keyed, severity):
     """What the service will never do is not tried again."""
-    after = delivering.failed(a_claim(channel=channel, severity=severity), error, now=WALL)
+    after = failed(a_sending(severity=severity), error, is_keyed=is_keyed)
 
     assert (after.state, after.reason) == (State.DEAD, f"{type(error).__name__}: {error}")
+    assert after.attempts_log[-1].outcome == ("gone" if isinstance(error, RecipientGoneError) else "refused")
 
 
-@pytest.mark.parametrize(
-    ("channel", "severity", "attempts", "state"),
-    [
-        ("signalr", INFO, 0, State.RETRY_AT),
-        ("discord", CRITICAL, 0, State.RETRY_AT),
-        ("discord", INFO, 0, State.UNKNOWN),
-        ("signalr", INFO, MOST_ATTEMPTS - 1, State.UNKNOWN),
-        ("discord", CRITICAL, MOST_ATTEMPTS - 1, State.UNKNOWN),
-    ],
-)
-def test_an_unknown_outcome_follows_the_policy(channel, severity, attempts, state):
-    """signalr and critical are sent again, everything else ends as UNKNOWN with a reason."""
-    claim = a_claim(channel=channel, severity=severity, attempts=attempts)
-
-    after = delivering.failed(claim, OutcomeUnknownError("no answer"), now=WALL)
-
-    assert after.state is state
-    assert after.reason
-
-
-def test_a_bug_in_a_channel_is_an_unknown_outcome_that_is_not_repeated():
+@pytest.mark.parametrize("is_keyed", [True, False])
+def test_a_bug_in_a_channel_is_an_unknown_outcome_that_is_not_repeated(is_keyed):
     """Nobody knows what an unexpected error had done before; its text may hold a secret and stays in the log."""
-    after = delivering.failed(a_claim(channel="signalr"), RuntimeError("s3cret"), now=WALL)
+    after = failed(a_sending(severity=CRITICAL), RuntimeError("s3cret"), is_keyed=is_keyed)
 
-    assert after.state is State.UNKNOWN
+    assert (after.state, after.is_over) == (State.UNKNOWN, True)
     assert "RuntimeError" in after.reason
-    assert "s3cret" not in after.reason
+    assert "s3cret" not in f"{after}"
 
 
 @given(
     attempts=st.integers(min_value=0, max_value=MOST_ATTEMPTS - 1),
     wait=st.none() | st.timedeltas(min_value=timedelta(microseconds=1), max_value=timedelta(days=1)),
-    channel=st.sampled_from(["signalr", "discord"]),
+    is_keyed=st.booleans(),
     severity=st.sampled_from(Severity),
 )
-def test_being_asked_to_wait_is_a_schedule_and_no_failure(attempts, wait, channel, severity):
+def test_being_asked_to_wait_is_a_schedule_and_no_failure(attempts, wait, is_keyed, severity):
     """A rate limit never ends a delivery and costs no attempt; the wait is exactly the one that was asked for."""
-    before = a_delivery(attempts=attempts, channel=channel, severity=severity)
-    claim = delivering.claimed(before, "token", until=WALL + LEASE)
+    sending = a_sending(attempts=attempts, severity=severity)
 
-    after = delivering.failed(claim, RateLimitedError("slow down", retry_after=wait), now=WALL)
+    after = failed(sending, RateLimitedError("slow down", retry_after=wait), is_keyed=is_keyed)
 
-    assert (after.state, after.attempts) == (State.RETRY_AT, attempts)
+    assert (after.state, after.attempts, after.first_failed_at) == (State.RETRY_AT, attempts, None)
     assert after.due_at == WALL + wait if wait else after.due_at > WALL
+
+
+def test_being_asked_to_wait_often_does_not_fill_the_log():
+    """The same attempt goes on: the log keeps its last word, not one line a wait."""
+    delivery = a_delivery()
+    for _ in range(50):
+        delivery = failed(begun(delivery), RateLimitedError("slow down"))
+
+    assert [(a.number, a.outcome) for a in delivery.attempts_log] == [(1, "asked to wait")]
+
+
+def test_the_log_is_bounded():
+    """The last attempts are kept, however many there were."""
+    delivery = a_delivery()
+    for _ in range(MOST_ATTEMPTS + 10):
+        delivery = replace(failed(begun(delivery), TROUBLE), state=State.RETRY_AT)
+
+    numbers = [attempt.number for attempt in delivery.attempts_log]
+    assert numbers == list(range(MOST_ATTEMPTS + 11 - MOST_LOGGED, MOST_ATTEMPTS + 11))
 
 
 def test_a_service_that_names_a_time_is_obeyed_when_it_is_down():
     """retry_after of an outage replaces the back-off."""
-    after = delivering.failed(a_claim(), UnavailableError("503", retry_after=timedelta(minutes=7)), now=WALL)
+    after = failed(a_sending(), UnavailableError("503", retry_after=timedelta(minutes=7)))
 
     assert after.due_at == WALL + timedelta(minutes=7)
+
+
+@pytest.mark.parametrize("error", [RateLimitedError("slow", retry_after=timedelta(minutes=1)), TROUBLE])
+def test_what_would_be_late_when_it_is_tried_again_expires(error):
+    """Nothing waits for a moment at which it is no news any more; the record says why."""
+    after = failed(a_sending(), error, deadline=WALL + timedelta(milliseconds=500))
+
+    assert (after.state, after.rule, after.due_at) == (State.EXPIRED, "freshness", None)
+    assert str(error) in after.reason
+
+
+def test_what_is_tried_again_in_time_does_not_expire():
+    """A deadline behind the next attempt changes nothing."""
+    assert failed(a_sending(), TROUBLE, deadline=WALL + FIRST_WAIT).state is State.RETRY_AT
 
 
 @pytest.mark.parametrize(
@@ -218,31 +282,90 @@ def test_a_service_that_names_a_time_is_obeyed_when_it_is_down():
 )
 def test_a_possible_repetition_is_never_forgotten(error, state):
     """Once a message may have been shown, every later reason says so, the one of SENT included."""
-    once = delivering.failed(a_claim(severity=CRITICAL), OutcomeUnknownError("no answer"), now=WALL)
+    once = failed(a_sending(severity=CRITICAL), OutcomeUnknownError("no answer"))
 
-    later = delivering.failed(delivering.claimed(once, "t2", until=WALL + LEASE), error, now=WALL)
+    again = begun(once)
+    later = failed(again, error)
 
+    assert "possible repeat" in again.reason
     assert later.state is state
     assert "possible repeat" in later.reason
     if state is State.RETRY_AT:
-        done = delivering.sent(delivering.claimed(later, "t3", until=WALL + LEASE), None, now=WALL)
-        assert "possible repeat" in done.reason
+        assert "possible repeat" in delivering.sent(begun(later), None, now=WALL).reason
 
 
-@given(st.integers(min_value=0, max_value=10_000))
-def test_the_back_off_grows_and_stays_within_its_bounds(attempts):
-    """From 2 s, never shorter than after fewer attempts, never longer than ten minutes."""
-    wait = delivering.backoff(attempts)
+@pytest.mark.parametrize("state", [State.EXPIRED, State.SUPPRESSED, State.DISABLED])
+def test_what_may_have_arrived_is_not_called_unsent(state):
+    """EXPIRED, SUPPRESSED and DISABLED say that nobody saw it; after a doubt nobody can say that."""
+    fresh = delivering.ended(a_delivery(), state, rule="mute", reason="muted", by="m1")
+    doubtful = delivering.ended(a_delivery(doubts=1), state, rule="mute", reason="muted")
 
-    assert FIRST_WAIT <= wait <= LONGEST_WAIT
-    assert wait <= delivering.backoff(attempts + 1)
+    assert (fresh.state, fresh.rule, fresh.by, fresh.reason, fresh.is_over) == (state, "mute", "m1", "muted", True)
+    assert (doubtful.state, doubtful.is_over) == (State.UNKNOWN, True)
+    assert "possible repeat" in doubtful.reason
+    assert "muted" in doubtful.reason
 
 
-def test_the_back_off_doubles():
-    """2 s, 4 s, 8 s … 512 s, then ten minutes."""
-    seconds = [delivering.backoff(attempts).total_seconds() for attempts in range(1, 12)]
+@pytest.mark.parametrize("state", [State.PENDING, State.RETRY_AT, State.UNKNOWN, State.CLAIMED])
+def test_what_is_put_off_waits_with_its_reason(state):
+    """It stays what it is, a claim is given back, and the trail does not grow by the same reason again."""
+    delivery = a_delivery(state=state, due_at=PAST)
+    for _ in range(3):
+        delivery = delivering.put_off(delivery, FUTURE, HOLD)
 
-    assert seconds == [2, 4, 8, 16, 32, 64, 128, 256, 512, 600, 600]
+    assert delivery.state is (State.PENDING if state is State.CLAIMED else state)
+    assert (delivery.due_at, delivery.trail) == (FUTURE, (HOLD,))
+
+
+@given(attempts=st.integers(min_value=0, max_value=10_000), name=st.text(max_size=5))
+def test_the_back_off_stays_within_its_bounds(attempts, name):
+    """A half to the whole of 2 s doubling up to ten minutes, always the same for the same attempt."""
+    delivery = a_delivery(delivery_id=name, attempts=attempts)
+    longest = min(FIRST_WAIT * 2 ** min(max(attempts - 1, 0), 20), LONGEST_WAIT)
+
+    wait = delivering.backoff(delivery)
+
+    assert longest / 2 <= wait <= longest
+    assert wait == delivering.backoff(delivery)
+
+
+def test_what_failed_together_does_not_come_back_together():
+    """The waits of a thousand deliveries are spread over their whole range."""
+    waits = sorted(delivering.backoff(a_delivery(delivery_id=f"d{n}", attempts=12)) for n in range(1000))
+
+    assert waits[0] < LONGEST_WAIT * 0.52
+    assert waits[-1] > LONGEST_WAIT * 0.98
+    assert max(b - a for a, b in pairwise(waits)) < timedelta(seconds=8)
+
+
+# --- the table of edges
+
+
+def test_nothing_leaves_a_final_state():
+    """Whatever is over stays so: UNKNOWN too, once nothing is due."""
+    for state, after in product([*FINAL, State.UNKNOWN], State):
+        assert not is_allowed(a_delivery(state=state), a_delivery(state=after))
+        assert not is_allowed(a_delivery(state=state, bucket_id="b1"), a_delivery(state=after))
+
+
+def test_bytes_leave_only_behind_a_claim_and_doubts_never_wait_as_if_unsent():
+    """SENDING comes from CLAIMED alone, CLAIMED never from SENDING, and SENDING never goes back to PENDING."""
+    assert [state for state in State if State.SENDING in EDGES[state]] == [State.CLAIMED]
+    assert not {State.PENDING, State.CLAIMED, State.SENDING, State.SUPPRESSED, State.DISABLED} & EDGES[State.SENDING]
+    assert [state for state in State if State.SENT in EDGES[state]] == [State.SENDING]
+    assert not {State.PENDING, State.RETRY_AT, State.EXPIRED} & EDGES[State.UNKNOWN]
+
+
+def test_a_member_of_a_digest_ends_as_the_digest_does():
+    """It is sent without a claim of its own, by its digest, whose id it names."""
+    digest = delivering.sent(a_sending(delivery_id="g1", bucket_id="b1", members=("a1",)), "m-1", now=FUTURE)
+    member = a_delivery(bucket_id="b1")
+
+    after = delivering.followed(member, digest)
+
+    assert (after.state, after.by, after.provider_id, after.sent_at) == (State.SENT, "g1", "m-1", FUTURE)
+    assert is_allowed(member, after)
+    assert not is_allowed(a_delivery(), after)
 
 
 # --- a whole life
@@ -253,33 +376,46 @@ KNOWN = [*KNOWN_NOT_SENT, ConfigurationError("set it")]
 class Life(RuleBasedStateMachine):
     """One delivery, its channel and every process that ever works on it."""
 
-    @initialize(channel=st.sampled_from(["signalr", "discord", "email"]), severity=st.sampled_from(Severity))
-    def begin(self, channel, severity):
+    @initialize(is_keyed=st.booleans(), severity=st.sampled_from(Severity))
+    def begin(self, is_keyed, severity):
         self.now = WALL
-        self.delivery = a_delivery(channel=channel, severity=severity)
-        self.may_repeat = channel == "signalr" or severity is CRITICAL
+        self.delivery = a_delivery(severity=severity, due_at=WALL)
+        self.is_keyed = is_keyed
+        self.may_repeat = is_keyed or severity is CRITICAL
         self.sends = 0
         self.doubts = 0
-        self.ended = None
+
+    def record(self, after: Delivery) -> None:
+        assert is_allowed(self.delivery, after), f"{self.delivery.state} became {after.state}"
+        self.delivery = after
+
+    def claim(self) -> bool:
+        """Do what a process does up to its claim; whether it has one."""
+        step = delivering.next_step(self.delivery, self.now)
+        if step is Step.RELEASE:
+            self.record(delivering.released(self.delivery, due_at=self.now))
+        if step is Step.DOUBT:
+            self.doubts += 1
+            self.record(delivering.doubted(self.delivery, "it died", now=self.now, is_keyed=self.is_keyed))
+        if delivering.next_step(self.delivery, self.now) is not Step.SEND:
+            return False
+        self.record(delivering.claimed(self.delivery, f"t{self.sends}", until=self.now + LEASE))
+        return True
 
     def attempt(self) -> Delivery | None:
-        """Do what a process does up to the answer: the claim when it sent something."""
-        step = delivering.next_step(self.delivery, self.now)
-        if step is Step.GIVE_UP_KNOWING:
-            self.record(delivering.unknown(self.delivery, "the process died"))
-        if step is not Step.SEND:
+        """Do what a process does up to the answer: what it is sending."""
+        if not self.claim():
             return None
-        if self.delivery.state is State.SENDING:
-            assert self.doubts
         if self.doubts:
             assert self.may_repeat
-        self.record(delivering.claimed(self.delivery, f"t{self.sends}", until=self.now + LEASE))
+        self.record(delivering.sending(self.delivery, now=self.now, until=self.now + LEASE))
         self.sends += 1
         return self.delivery
 
-    def record(self, after: Delivery) -> None:
-        assert self.delivery.state not in FINAL, "a final state was left"
-        self.delivery = after
+    def fail(self, error: Exception) -> bool:
+        if sending := self.attempt():
+            self.record(delivering.failed(sending, error, now=self.now, is_keyed=self.is_keyed))
+        return sending is not None
 
     @rule(seconds=st.integers(min_value=1, max_value=900))
     def time_passes(self, seconds):
@@ -287,42 +423,51 @@ class Life(RuleBasedStateMachine):
 
     @rule()
     def the_service_takes_it(self):
-        if claim := self.attempt():
-            self.record(delivering.sent(claim, "m-1", now=self.now))
+        if sending := self.attempt():
+            self.record(delivering.sent(sending, "m-1", now=self.now))
 
     @rule(error=st.sampled_from(KNOWN))
     def it_is_surely_not_sent(self, error):
-        if claim := self.attempt():
-            self.record(delivering.failed(claim, error, now=self.now))
+        self.fail(error)
 
     @rule(wait=st.none() | st.integers(min_value=1, max_value=100))
     def the_service_asks_to_wait(self, wait):
         before = self.delivery.attempts
-        if claim := self.attempt():
-            asked = timedelta(seconds=wait) if wait else None
-            self.record(delivering.failed(claim, RateLimitedError("slow", retry_after=asked), now=self.now))
+        asked = timedelta(seconds=wait) if wait else None
+        if self.fail(RateLimitedError("slow", retry_after=asked)):
             assert self.delivery.state is State.RETRY_AT
             assert self.delivery.attempts == before
             assert delivering.next_step(self.delivery, self.now) is Step.WAIT
 
     @rule(error=st.sampled_from(NEVER))
     def the_service_refuses(self, error):
-        if claim := self.attempt():
-            self.record(delivering.failed(claim, error, now=self.now))
+        if self.fail(error):
             assert self.delivery.state is State.DEAD
 
     @rule()
     def no_answer_comes(self):
-        if claim := self.attempt():
+        if self.fail(OutcomeUnknownError("no answer")):
             self.doubts += 1
-            self.record(delivering.failed(claim, OutcomeUnknownError("no answer"), now=self.now))
+
+    @rule()
+    def the_process_dies_before_sending(self):
+        self.claim()
 
     @rule()
     def the_process_dies_while_sending(self):
-        if self.attempt():
-            self.doubts += 1
+        self.attempt()
 
-    @precondition(lambda self: self.delivery.state is State.SENDING)
+    @precondition(lambda self: delivering.next_step(self.delivery, self.now) is Step.SEND)
+    @rule(seconds=st.integers(min_value=1, max_value=900))
+    def the_rules_say_not_now(self, seconds):
+        self.record(delivering.put_off(self.delivery, self.now + timedelta(seconds=seconds), HOLD))
+
+    @precondition(lambda self: delivering.next_step(self.delivery, self.now) is Step.SEND)
+    @rule(state=st.sampled_from([State.EXPIRED, State.SUPPRESSED, State.DISABLED]))
+    def the_rules_say_no(self, state):
+        self.record(delivering.ended(self.delivery, state, rule="mute", reason="muted"))
+
+    @precondition(lambda self: self.delivery.state in (State.CLAIMED, State.SENDING))
     @rule()
     def a_twin_looks_on(self):
         """While a lease runs nobody else sends."""
@@ -332,30 +477,36 @@ class Life(RuleBasedStateMachine):
     @invariant()
     def attempts_are_bounded(self):
         assert 0 <= self.delivery.attempts <= MOST_ATTEMPTS
+        assert len(self.delivery.attempts_log) <= MOST_LOGGED
 
     @invariant()
-    def what_is_not_final_is_due_and_what_is_final_is_not(self):
+    def what_is_not_over_is_due_and_what_is_over_is_not(self):
         """A sweep finds everything that is not finished, and nothing else."""
-        if self.delivery.state in FINAL:
-            assert self.delivery.due_at is None
-        elif self.delivery.state is not State.PENDING:
-            assert self.delivery.due_at is not None
+        assert self.delivery.is_over is (self.delivery.due_at is None)
 
     @invariant()
     def every_trouble_has_a_reason(self):
-        if self.delivery.state in (State.UNKNOWN, State.DEAD, State.RETRY_AT):
+        if self.delivery.is_over and self.delivery.state is not State.SENT:
+            assert self.delivery.reason
+        if self.delivery.state in (State.UNKNOWN, State.RETRY_AT):
             assert self.delivery.reason
 
     @invariant()
-    def every_doubt_is_told(self):
+    def every_doubt_is_counted_and_told(self):
         """Whoever reads the ledger learns that people may have seen it twice, or not at all."""
+        assert self.delivery.doubts <= self.doubts + 1
         if self.doubts and self.delivery.state is State.SENT:
             assert "possible repeat" in self.delivery.reason
 
     @invariant()
+    def what_nobody_saw_was_never_in_doubt(self):
+        if self.delivery.state in (State.EXPIRED, State.SUPPRESSED, State.DISABLED):
+            assert not self.doubts
+
+    @invariant()
     def doubts_are_repeated_only_by_policy(self):
         if self.doubts and not self.may_repeat:
-            assert self.delivery.state in (State.SENDING, State.UNKNOWN)
+            assert self.delivery.state is State.UNKNOWN
 
 
 TestLife = Life.TestCase
@@ -363,10 +514,12 @@ TestLife = Life.TestCase
 
 def test_a_delivery_that_kills_every_process_ends():
     """What takes its process down each time is given up after twenty attempts, not tried for ever."""
-    delivery, now, sends = a_delivery(severity=CRITICAL), WALL, 0
-    while delivering.next_step(delivery, now) is Step.SEND:
-        delivery, sends = delivering.claimed(delivery, "t", until=now + LEASE), sends + 1
-        now += LEASE
+    delivery, now, sends = a_delivery(severity=CRITICAL, due_at=WALL), WALL, 0
+    while not delivery.is_over:
+        if delivering.next_step(delivery, now) is Step.SEND:
+            delivery, sends = begun(delivery, at=now), sends + 1
+        now += max(LEASE, LONGEST_WAIT)
+        if delivering.next_step(delivery, now) is Step.DOUBT:
+            delivery = delivering.doubted(delivery, "it died", now=now, is_keyed=False)
 
-    assert sends == MOST_ATTEMPTS
-    assert delivering.next_step(delivery, now) is Step.GIVE_UP_KNOWING
+    assert (sends, delivery.state, delivery.doubts) == (MOST_ATTEMPTS, State.UNKNOWN, MOST_ATTEMPTS)

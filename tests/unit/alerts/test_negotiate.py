@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from alerts.adapters.signalr import HUB, MEMBERSHIP, Service, SignalRChannel
 from alerts.logic.wording import word
 from alerts.models import Severity
+from alerts.ports import Message
 from alerts.service import HUB_GROUPS
 from shared.clock import StoppedClock
 from shared.errors import ConfigurationError, InvalidPayloadError, UnavailableError
@@ -93,7 +94,8 @@ async def test_what_is_pushed_goes_to_the_groups_that_negotiate_fills():
     channel = SignalRChannel(
         CONNECTION, HttpClient("signalr", transport=lambda: httpx.MockTransport(take)), StoppedClock(WALL)
     )
-    await channel.send(word(a_signal(), "public", Severity.INFO, now=WALL), {"alert_id": "a1"})
+    alert = word(a_signal(), "public", Severity.INFO, now=WALL)
+    await channel.send(Message(alert=alert, item={"alert_id": "a1", "symbol": "AAPL"}, delivery_id="d1"))
 
     assert sent == [
         f"/api/hubs/{HUB}/groups/symbols%2FAAPL/:send",

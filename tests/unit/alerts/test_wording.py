@@ -1,4 +1,4 @@
-"""Who hears a signal, and in which words."""
+"""In which words people are told, and what those things are called."""
 
 import re
 import string
@@ -8,62 +8,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alerts.logic.routing import hearers, wants
-from alerts.logic.wording import price, word, worst
-from alerts.models import Severity, Subscription, alert_id, delivery_id
+from alerts.logic.wording import (
+    price,
+    resolved,
+    rule_id,
+    word,
+    word_digest,
+    word_disabled,
+    word_rule,
+    worst,
+)
+from alerts.models import Severity, alert_id, delivery_id, digest_id, endpoint_alert_id, rule_alert_id, windows_id
+from alerts.subscriptions import Crossing, Endpoint, Kind, Subscription
 from signals.logic.strategies import STRATEGIES
 from tests.builders import WALL
 from tests.standins import CLOSE, PARAMS, a_signal
 
 NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?%?")
-
-
-def a_subscription(**changes) -> Subscription:
-    fields = {
-        "subscriber": "public",
-        "channels": ("signalr",),
-        "symbols": None,
-        "entries": None,
-        "min_strength": 0.0,
-        "severity": Severity.INFO,
-    }
-    return Subscription(**(fields | changes))
-
-
-# --- who hears it
-
-
-@pytest.mark.parametrize(
-    ("asked", "heard"),
-    [
-        ({}, True),
-        ({"symbols": frozenset({"AAPL", "MSFT"})}, True),
-        ({"symbols": frozenset({"MSFT"})}, False),
-        ({"symbols": frozenset()}, False),
-        ({"entries": frozenset({"sma-10-30"})}, True),
-        ({"entries": frozenset({"rsi-14"})}, False),
-        ({"min_strength": 0.62}, True),
-        ({"min_strength": 0.63}, False),
-        ({"symbols": frozenset({"AAPL"}), "entries": frozenset({"rsi-14"})}, False),
-    ],
-)
-def test_a_subscription_hears_what_it_asks_for(asked, heard):
-    """Symbols, entries and strength must all fit; the least strength is included."""
-    assert wants(a_signal(), a_subscription(**asked)) is heard
-
-
-def test_a_subscriber_with_two_matching_subscriptions_is_one_hearer():
-    """A subscriber hears a signal once, however many subscriptions match."""
-    mine = [a_subscription(), a_subscription(channels=("discord",), severity=Severity.CRITICAL)]
-    other = a_subscription(subscriber="desk")
-    deaf = a_subscription(subscriber="deaf", symbols=frozenset({"MSFT"}))
-
-    assert hearers(a_signal(), [*mine, other, deaf]) == {"public": mine, "desk": [other]}
-
-
-def test_nobody_asked_nobody_hears():
-    """Without a matching subscription there is no hearer."""
-    assert hearers(a_signal(), []) == {}
 
 
 @pytest.mark.parametrize(
@@ -72,6 +33,8 @@ def test_nobody_asked_nobody_hears():
         ([Severity.INFO], Severity.INFO),
         ([Severity.INFO, Severity.CRITICAL], Severity.CRITICAL),
         ([Severity.CRITICAL, Severity.INFO], Severity.CRITICAL),
+        ([Severity.INFO, Severity.WARNING], Severity.WARNING),
+        ([Severity.WARNING, Severity.CRITICAL, Severity.WARNING], Severity.CRITICAL),
     ],
 )
 def test_the_most_severe_subscription_decides(severities, all_together):
@@ -83,6 +46,11 @@ def test_ids_are_made_from_facts():
     """The same signal, subscriber and channel always give the same ids; another fact gives another id."""
     assert alert_id("s", "public") == "19a35a7f-1fb4-5e7a-96dc-08b5ec2d69bd"
     assert delivery_id("a", "signalr") == "2d8f7b39-2df1-5004-b916-71881ee58667"
+    assert delivery_id("a", "signalr", 1) == delivery_id("a", "signalr")
+    names = {delivery_id("a", "signalr", 2), digest_id("a", "signalr", "b"), digest_id("a", "signalr", "b", 2)}
+    names |= {windows_id("a"), endpoint_alert_id("e", CLOSE), endpoint_alert_id("e", None), delivery_id("a", "signalr")}
+    assert len(names) == 7
+    assert digest_id("a", "signalr", "b", 1) == digest_id("a", "signalr", "b")
     assert len({alert_id("s", "public"), alert_id("t", "public"), alert_id("s", "desk")}) == 3
     assert delivery_id("a", "signalr") != delivery_id("a", "discord")
 
@@ -202,3 +170,114 @@ def test_whatever_a_strategy_is_called_it_is_worded(name, direction):
 def test_prices_are_shown_as_people_write_them(value, shown):
     """Cents from one up, four digits below."""
     assert price(value) == shown
+
+
+# --- rules about bars
+
+
+def a_rule(kind: Kind = Kind.PRICE, **changes) -> Subscription:
+    return Subscription(
+        subscription_id="s1", subscriber="alice", channels=("email",), kind=kind, interval="1d", **changes
+    )
+
+
+def a_crossing(**changes) -> Crossing:
+    fields = {
+        "closed_at": CLOSE,
+        "value": 561.7,
+        "reason": "the close 561.7 is at or above 560",
+        "direction": "long",
+        "fired_at": CLOSE,
+    }
+    return Crossing(**(fields | changes))
+
+
+@pytest.mark.parametrize(
+    ("kind", "crossing", "title"),
+    [
+        (Kind.PRICE, a_crossing(), "AAPL: price above, at 561.70"),
+        (Kind.PRICE, a_crossing(direction="short"), "AAPL: price below, at 561.70"),
+        (Kind.MOVE, a_crossing(value=-5.25, direction="short"), "AAPL: moved -5.25 %, at 561.70"),
+        (Kind.VOLUME, a_crossing(value=3.21), "AAPL: 3.2 times the usual volume, at 561.70"),
+    ],
+)
+def test_what_a_rule_saw_reads_well(kind, crossing, title):
+    """A title with the numbers, and a sentence with the bar and the reason."""
+    alert = word_rule(a_rule(kind), "AAPL", "1d", crossing, 561.7, now=WALL)
+
+    assert alert.title == title
+    assert alert.text == "On the daily bar of 2012-11-21, the close 561.7 is at or above 560."
+    assert (alert.kind, alert.subscriber, alert.subscription_ids) == (kind, "alice", ("s1",))
+    assert (alert.occurred_at, alert.recorded_at, alert.signal_id) == (CLOSE, WALL, "")
+
+
+@pytest.mark.parametrize("kind", [Kind.PRICE, Kind.MOVE, Kind.VOLUME])
+def test_a_resolve_leads_to_the_alert_that_fired(kind):
+    """Wherever the bar of the reset closed, and whichever way it went, the id is that of the firing."""
+    fired = word_rule(a_rule(kind), "AAPL", "1d", a_crossing(), 561.7, now=WALL)
+    way = "short" if kind is Kind.VOLUME else "long"
+    back = a_crossing(closed_at=CLOSE + timedelta(days=5), direction=way, is_resolve=True, value=550.0)
+
+    assert rule_id(a_rule(kind), "AAPL", "1d", back) == fired.alert_id
+
+
+def test_each_side_of_a_price_is_an_alert_of_its_own():
+    """Above and below, another bar, symbol, interval or rule: each is another alert."""
+    names = {
+        rule_id(a_rule(), "AAPL", "1d", a_crossing()),
+        rule_id(a_rule(), "AAPL", "1d", a_crossing(direction="short")),
+        rule_id(a_rule(), "AAPL", "1d", a_crossing(fired_at=CLOSE + timedelta(days=1))),
+        rule_id(a_rule(), "MSFT", "1d", a_crossing()),
+        rule_id(a_rule(), "AAPL", "1h", a_crossing()),
+        rule_id(a_rule(Kind.MOVE), "AAPL", "1d", a_crossing()),
+        rule_alert_id("price", "s2", "AAPL", "1d", "long", CLOSE),
+    }
+
+    assert len(names) == 7
+
+
+# --- other things to say
+
+
+def test_an_alert_that_is_over_says_so():
+    """The next version, with what ended it; nothing of what was said is taken back."""
+    alert = word(a_signal(), "public", Severity.INFO, now=WALL)
+
+    over = resolved(alert, "the close 550 is below 555.", now=WALL + timedelta(days=1))
+
+    assert (over.alert_id, over.version, over.resolved_at) == (alert.alert_id, 2, WALL + timedelta(days=1))
+    assert over.title == f"{alert.title} (over)"
+    assert over.text == f"{alert.text} Over: the close 550 is below 555."
+
+
+def test_the_owner_of_an_endpoint_is_told_what_and_why_without_the_address():
+    """Only the masked form is shown, with the reason and what to do."""
+    endpoint = Endpoint(
+        endpoint_id="e1",
+        subscriber="alice",
+        channel="discord",
+        shown="webhook 123/***",
+        is_enabled=False,
+        disabled_reason="RecipientGoneError: the webhook was deleted",
+        first_failed_at=WALL,
+    )
+
+    alert = word_disabled(endpoint, now=WALL, market_now=CLOSE)
+
+    assert alert.title == "Your discord address was switched off"
+    assert "webhook 123/***" in alert.text
+    assert "the webhook was deleted" in alert.text
+    assert (alert.kind, alert.subscriber, alert.severity) == ("system", "alice", Severity.WARNING)
+
+
+def test_a_digest_says_how_many_and_of_what():
+    """One message names every symbol once, up to five, and repeats each alert."""
+    alerts = [word(a_signal(str(n), symbol=f"S{n % 7}"), "alice", Severity.INFO, now=WALL) for n in range(9)]
+    alerts[3] = word(a_signal("3", symbol="S3"), "alice", Severity.CRITICAL, now=WALL)
+
+    digest = word_digest(alerts, "g1", now=WALL)
+
+    assert digest.title == "9 alerts: S0, S1, S2, S3, S4 and 2 more"
+    assert digest.text.count("On the daily bar") == 9
+    assert (digest.alert_id, digest.kind, digest.severity) == ("g1", "digest", Severity.CRITICAL)
+    assert word_digest(alerts[:1], "g1", now=WALL).title == "1 alert: S0"
