@@ -4,6 +4,7 @@ import os
 
 import azure.functions as func
 
+import alerts.canary
 import alerts.functions
 import alerts.wiring
 import content.functions
@@ -24,11 +25,15 @@ telemetry.configure(
     secrets=settings.secrets(),
 )
 core = wire_core(settings)
-api = Api()
+api = Api(core.tokens, core.limits)
 
 app = func.FunctionApp(http_auth_level=func.AuthLevel.FUNCTION)
-app.register_functions(shared.functions.blueprint(core, api))
+told = alerts.wiring.wire(core)
+app.register_functions(
+    shared.functions.blueprint(core, api, blobs=core.dead_letter_blobs, canary=told.canary.health)
+)
+app.register_functions(alerts.canary.blueprint(told.canary, core.dead_letters))
 app.register_functions(shared.market.functions.blueprint(core.market, api))
 app.register_functions(signals.functions.blueprint(signals.wiring.wire(core), api))
-app.register_functions(alerts.functions.blueprint(alerts.wiring.wire(core), api))
+app.register_functions(alerts.functions.blueprint(told, api))
 app.register_functions(content.functions.blueprint(content.wiring.wire(core), api))

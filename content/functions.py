@@ -51,6 +51,7 @@ def blueprint(content: Wired, api: Api) -> func.Blueprint:
 
     @bp.function_name("content_on_signal_raised")
     @bp.event_grid_trigger(arg_name="event")
+    @content.dead_letters.replayable
     async def content_on_signal_raised(event: func.CloudEvent) -> None:
         async with settle(event, "content_on_signal_raised", content.dead_letters):
             await service.collect(SignalRaised.from_wire(event.type, event.get_json()))

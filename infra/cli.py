@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from infra.db.commands import app as db
+from infra.deadletters import app as deadletters
 from shared.settings import ROOT
 
 app = typer.Typer(
@@ -18,6 +19,7 @@ app = typer.Typer(
     help="TROOP: market data in, signals, alerts and posts out.",
 )
 app.add_typer(db, name="db")
+app.add_typer(deadletters, name="deadletters")
 
 DEFAULT_URL = "http://127.0.0.1:7071"
 Url = Annotated[str, typer.Option("--url", help="Where TROOP answers, on this machine or in Azure.")]

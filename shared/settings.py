@@ -43,7 +43,7 @@ class Settings(BaseModel):
     applicationinsights_connection_string: SecretStr = SecretStr("")
 
     # providers, in order of preference
-    market_providers: _Text = "alpha_vantage,finnhub,twelve_data,polygon"
+    market_providers: _Text = "alpha_vantage,finnhub"
     market_data_delay_seconds: NonNegativeInt = 900
     alpha_vantage_url: _Text = "https://www.alphavantage.co"
     alpha_vantage_key: SecretStr
@@ -58,6 +58,19 @@ class Settings(BaseModel):
     polygon_url: _Text = "https://api.massive.com"
     polygon_key: SecretStr = SecretStr("")
     polygon_plan: Plan = "free"
+
+    # whose access tokens sign people in, whom they must be meant for, and where the issuer lists its keys
+    oidc_issuer: _Text = ""
+    oidc_audience: _Text = ""
+    oidc_jwks_url: _Text = ""
+    # how many calls one client may make a minute, counted by each instance; 0 is no limit
+    api_rate_per_minute: NonNegativeInt = 600
+
+    # e-mail: smtp://user:password@host:587 (STARTTLS) or smtps://…; empty: there is no such channel
+    smtp_url: SecretStr = SecretStr("")
+    email_from: _Text = "TROOP <troop@localhost>"
+    # what signs the links that end a subscription; empty: drawn from the first of ENDPOINT_KEYS
+    unsubscribe_key: SecretStr = SecretStr("")
 
     # what people configure in files
     watchlist_file: _Text = str(ROOT / "shared/market/watchlist.toml")
@@ -74,9 +87,16 @@ class Settings(BaseModel):
     content_digest_schedule: _Text = "*/30 * * * * *"
     content_sweep_schedule: _Text = "*/30 * * * * *"
     system_sweep_schedule: _Text = "0 */10 * * * *"
+    canary_schedule: _Text = "0 */5 * * * *"
+    system_deadlettered_schedule: _Text = "30 * * * * *"
 
     # what addresses of subscribers are sealed with at rest: id1:base64,id2:base64; the first seals, all open
     endpoint_keys: SecretStr = SecretStr("")
+
+    # the container that Event Grid's dead letters lie in (https://ACCOUNT.blob.core.windows.net/CONTAINER); empty: none
+    dead_letters_url: _Text = ""
+    # whom to call whenever the canary arrives; empty: nobody
+    canary_url: SecretStr = SecretStr("")
 
     # how long a claimed delivery belongs to its instance; an attempt may take half of it
     alerts_lease_seconds: PositiveInt = 30

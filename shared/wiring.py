@@ -6,13 +6,17 @@ from datetime import timedelta
 
 from pydantic import SecretStr
 
+from shared.adapters.dead_letter_blobs import DeadLetterBlobs
 from shared.adapters.event_grid import EventGridPublisher
 from shared.adapters.sqlite import SQLiteDocuments
 from shared.clock import Clock, MarketClock, SystemClock
 from shared.documents import Documents, ExpiresByItself, Expiry
 from shared.errors import ConfigurationError
 from shared.events import EventPublisher
+from shared.http_client import HttpClient
+from shared.identity import Tokens
 from shared.inbound import DeadLetters
+from shared.limits import DailyQuota, Limits, RateLimit
 from shared.market.adapters.alpha_vantage import AlphaVantage
 from shared.market.adapters.finnhub import Finnhub
 from shared.market.fetcher import Fetcher
@@ -39,7 +43,10 @@ class Core:
     expiry: Expiry
     publisher: EventPublisher
     dead_letters: DeadLetters
+    dead_letter_blobs: DeadLetterBlobs | None
     market: Market
+    tokens: Tokens | None
+    limits: Limits
     version: str = VERSION
 
 
@@ -56,6 +63,7 @@ def wire_core(settings: Settings) -> Core:
     documents = Migrated(store, wall, app=VERSION)
     publisher = EventGridPublisher(settings.event_grid_topic_endpoint, settings.event_grid_topic_key)
     market_clock = MarketClock(wall, settings.market_time())
+    dead_letters = DeadLetters(documents, wall)
     return Core(
         settings=settings,
         wall=wall,
@@ -63,7 +71,17 @@ def wire_core(settings: Settings) -> Core:
         documents=documents,
         expiry=store if isinstance(store, SQLiteDocuments) else ExpiresByItself(),
         publisher=publisher,
-        dead_letters=DeadLetters(documents, wall),
+        dead_letters=dead_letters,
+        dead_letter_blobs=DeadLetterBlobs(settings.dead_letters_url, HttpClient("dead letters"), dead_letters)
+        if settings.dead_letters_url
+        else None,
+        tokens=Tokens.of(
+            issuer=settings.oidc_issuer,
+            audience=settings.oidc_audience,
+            jwks_url=settings.oidc_jwks_url,
+            wall=wall,
+        ),
+        limits=Limits(rate=RateLimit(wall, settings.api_rate_per_minute), quota=DailyQuota(documents, wall)),
         market=wire_market(settings, wall, market_clock, documents, publisher),
     )
 

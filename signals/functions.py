@@ -53,6 +53,7 @@ def blueprint(signals: Wired, api: Api) -> func.Blueprint:
 
     @bp.function_name("signals_on_bars_ingested")
     @bp.event_grid_trigger(arg_name="event")
+    @signals.dead_letters.replayable
     async def signals_on_bars_ingested(event: func.CloudEvent) -> None:
         async with settle(event, "signals_on_bars_ingested", signals.dead_letters):
             await service.evaluate(BarsIngested.from_wire(event.type, event.get_json()))

@@ -29,6 +29,8 @@ from aiohttp import web
 
 from infra.local.discord import LIMIT, DiscordInbox
 from infra.local.faults import Switchboard, problem
+from infra.local.oidc import PATH as OIDC
+from infra.local.oidc import OidcIssuer
 from infra.local.topic import Pace, Topic, load_subscriptions
 from shared.clock import Clock, MarketTime, SystemClock, format_instant, parse_instant
 from shared.errors import ConfigurationError, ConflictError, InvalidPayloadError
@@ -250,6 +252,7 @@ class Cloud:
         )
         self.discord = DiscordInbox(state, limit=options.discord_limit)
         self.signalr = SignalRService(options.signalr_key, state)
+        self.oidc = OidcIssuer(state, lambda: f"{self.url}{OIDC}")
         self.market: Market | None = None if options.no_market else self._open_market()
         self._keeper: asyncio.Task[None] | None = None
         self._saved: list[tuple[str, str]] = []
@@ -258,7 +261,7 @@ class Cloud:
         """All mounts in one application."""
         app = web.Application(client_max_size=MAX_REQUEST, middlewares=[self.faults.middleware()])
         app.add_routes([*self.faults.routes(), *self.topic.routes(), *self.discord.routes()])
-        app.add_routes(self.signalr.routes())
+        app.add_routes([*self.signalr.routes(), *self.oidc.routes()])
         if self.market is not None:
             app.add_routes(self.market.routes())
         app.add_routes(
@@ -374,6 +377,7 @@ class Cloud:
                 "signalr": {"connections": self.signalr.connections(), "sent": self.signalr.sent()},
                 "market": None if self.market is None else self.market.stats(),
                 "discord": self.discord.stats(),
+                "oidc": self.oidc.stats(),
                 "faults": {"on": self.faults.shown(), "hits": dict(self.faults.hits)},
             }
         )

@@ -19,7 +19,13 @@ from shared.market.sessions import calendar
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BEFORE = "1970-01-01T00:00:00Z"
-FINAL = {"SENT", "UNKNOWN", "DEAD"}
+FINAL = {"SENT", "UNKNOWN", "EXPIRED", "SUPPRESSED", "DEAD", "DISABLED"}
+
+
+def is_over(delivery: Mapping[str, Any]) -> bool:
+    """Whether nothing more will happen to a delivery; at the hub an unknown outcome is sent again."""
+    is_again = (delivery["channel"], delivery["state"]) == ("signalr", "UNKNOWN")
+    return delivery["state"] in FINAL and not is_again
 
 
 def free_port() -> int:
@@ -97,7 +103,7 @@ class Running:
         if self.ask_cloud("/status")["topic"]["pending"]:
             return False
         alerts = self.everything("/api/alerts")
-        if any(d["state"] not in FINAL for a in alerts for d in a["deliveries"]):
+        if any(not is_over(d) for a in alerts for d in a["deliveries"]):
             return False
         posts = self.everything("/api/posts")
         live = {s["signal_id"] for s in self.everything("/api/signals") if s["origin"] == "live"}

@@ -45,7 +45,7 @@ class _Ticket:
 class ClientDoor:
     """Lets clients in and serves their transports."""
 
-    def __init__(self, switchboard: Switchboard, tokens: Tokens, options: Options) -> None:
+    def __init__(self, switchboard: Switchboard, tokens: Tokens, outbox: Outbox, options: Options) -> None:
         self.is_closing = False
         self._switchboard = switchboard
         self._tokens = tokens
@@ -54,7 +54,7 @@ class ClientDoor:
         self._by_token: dict[str, Connection] = {}
         self._around = Surroundings(
             options=options,
-            outbox=Outbox(),
+            outbox=outbox,
             on_ready=switchboard.ready,
             on_gone=switchboard.gone,
         )

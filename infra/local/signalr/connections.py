@@ -6,9 +6,10 @@ import socket
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import ClassVar
 
 from aiohttp import WSMsgType, web
@@ -20,6 +21,8 @@ from infra.local.signalr.protocol import HubProtocol, Kind, ProtocolError, Recor
 log = logging.getLogger(__name__)
 
 _PER_TICK = 1024
+_STRAIGHT = 2
+"""How many broadcasts of a tick are written as they are; more are a burst."""
 _EVENT_STREAM = "ServerSentEvents"
 _IGNORED = (Kind.PING, Kind.COMPLETION, Kind.STREAM_ITEM, Kind.CANCEL_INVOCATION)
 _NO_UPSTREAM = (
@@ -29,9 +32,14 @@ _NO_UPSTREAM = (
 
 
 class Outbox:
-    """Joins what a client gets within one tick of the loop into one write."""
+    """Writes to clients at the end of the loop's tick, never more than some of them at once.
+
+    A message to many is written straight from here, client after client; a burst of messages is
+    joined into one write a client. Either way each client gets what it gets in order.
+    """
 
     def __init__(self) -> None:
+        self._broadcasts: deque[tuple[Record, Iterator[Connection]]] = deque()
         self._waiting: deque[Connection] = deque()
         self._is_scheduled = False
 
@@ -40,6 +48,23 @@ class Outbox:
         self._waiting.append(connection)
         self._schedule()
 
+    def broadcast(self, record: Record, connections: Collection["Connection"]) -> None:
+        """Write the record to all of these."""
+        if self._waiting or len(self._broadcasts) >= _STRAIGHT:
+            self.hand_out()
+            for connection in connections:
+                connection.put(record)
+        else:
+            self._broadcasts.append((record, iter(tuple(connections))))
+            self._schedule()
+
+    def hand_out(self) -> None:
+        """Queue what is still to be broadcast with each client, so that what follows comes behind it."""
+        while self._broadcasts:
+            record, connections = self._broadcasts.popleft()
+            for connection in connections:
+                connection.put(record)
+
     def _schedule(self) -> None:
         if not self._is_scheduled:
             self._is_scheduled = True
@@ -47,11 +72,22 @@ class Outbox:
 
     def _flush(self) -> None:
         self._is_scheduled = False
+        now = time.monotonic()
+        left = _PER_TICK
         try:
-            for _ in range(min(len(self._waiting), _PER_TICK)):
-                self._waiting.popleft().flush()
+            while left and self._broadcasts:
+                record, connections = self._broadcasts[0]
+                records = [record]
+                for connection in islice(connections, left):
+                    left -= 1
+                    connection.write(records, now)
+                if left:
+                    self._broadcasts.popleft()
+            while left and self._waiting:
+                left -= 1
+                self._waiting.popleft().flush(now)
         finally:
-            if self._waiting:
+            if self._broadcasts or self._waiting:
                 self._schedule()
 
 
@@ -92,19 +128,29 @@ class Connection(ABC):
         self._over = asyncio.Event()
 
     def queue(self, record: Record) -> None:
-        """Write the record at the end of this tick."""
+        """Write the record at the end of this tick, behind everything said before."""
+        self._around.outbox.hand_out()
+        self.put(record)
+
+    def put(self, record: Record) -> None:
+        """Write the record at the end of this tick; whoever calls takes care of the order."""
         if self.is_gone:
             return
         if not self._pending:
             self._around.outbox.touch(self)
         self._pending.append(record)
 
-    def flush(self) -> None:
+    def flush(self, now: float) -> None:
         """Write what is queued, all at once."""
-        if self.is_gone or not self._pending:
+        if self._pending:
+            records, self._pending = self._pending, []
+            self.write(records, now)
+
+    def write(self, records: list[Record], now: float) -> None:
+        """Write to a client that is there and reads; cut it when its line is dead or it reads too slowly."""
+        if self.is_gone:
             return
-        records, self._pending = self._pending, []
-        self._last_sent = time.monotonic()
+        self._last_sent = now
         if self._is_broken():
             self.abort()
         elif self._backlog() > self._options.buffer_limit:
@@ -128,9 +174,10 @@ class Connection(ABC):
         """Say a last word and close in good order."""
         if self.is_gone:
             return
+        self._around.outbox.hand_out()
         if record:
             self._pending.append(record)
-        self.flush()
+        self.flush(time.monotonic())
         # Writing may have cut a slow client already.
         if self.leave():
             self._finish(going_away=going_away)
@@ -253,7 +300,10 @@ class WebSocketConnection(Connection):
             asyncio.get_running_loop().call_later(patience, self._transport.abort)
 
     def _write(self, records: list[Record]) -> None:
-        self._transport.write(b"".join([record.framed(self.protocol) for record in records]))
+        if len(records) == 1:
+            self._transport.write(records[0].framed(self.protocol))
+        else:
+            self._transport.write(b"".join([record.framed(self.protocol) for record in records]))
 
     def _finish(self, *, going_away: bool) -> None:
         self._code = 1001 if going_away else 1000

@@ -1,11 +1,13 @@
 """A hub: who is connected, who is in which group, and who hears a message."""
 
+import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from infra.local.signalr import protocol
-from infra.local.signalr.connections import Connection
+from infra.local.signalr.connections import Connection, Outbox
 from infra.local.signalr.memberships import Memberships
 from infra.local.signalr.protocol import HubProtocol, Record
 
@@ -46,6 +48,15 @@ class Meter:
         return self._now().date().isoformat()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Audience:
+    """Who hears a group, until somebody comes or goes or a membership expires."""
+
+    connections: Collection[Connection]
+    gathered_at: float
+    ends_at: float
+
+
 class Hub:
     """One hub's clients and groups.
 
@@ -58,6 +69,7 @@ class Hub:
         name: str,
         memberships: Memberships,
         meter: Meter,
+        outbox: Outbox,
         now: Callable[[], datetime],
         on_spent: Callable[[], None],
     ) -> None:
@@ -65,6 +77,7 @@ class Hub:
         self.connections: dict[str, Connection] = {}
         self._memberships = memberships
         self._meter = meter
+        self._outbox = outbox
         self._now = now
         self._on_spent = on_spent
         self._users: dict[str, set[Connection]] = {}
@@ -72,10 +85,12 @@ class Hub:
         self._joined: dict[Connection, set[str]] = {}
         self._user_groups: dict[str, dict[str, float]] = {}
         self._group_users: dict[str, set[str]] = {}
+        self._audiences: dict[str, _Audience] = {}
 
     def connect(self, connection: Connection) -> None:
         """Let the connection hear the hub, with all its user's groups."""
         self.connections[connection.connection_id] = connection
+        self._audiences.clear()
         user = connection.user_id
         if user is None:
             return
@@ -87,6 +102,7 @@ class Hub:
     def disconnect(self, connection: Connection) -> None:
         """Forget the connection and its own groups; its user's memberships stay stored."""
         self.connections.pop(connection.connection_id, None)
+        self._audiences.clear()
         self._drop_all(connection)
         user = connection.user_id
         if user is None or user not in self._users:
@@ -119,7 +135,11 @@ class Hub:
 
     def of_group(self, group: str) -> Collection[Connection]:
         """List the clients in the group, by themselves or through their user."""
-        return set(self._groups.get(group, ())).union(*(self._users[user] for user in self._members(group)))
+        now = self._now().timestamp()
+        known = self._audiences.get(group)
+        if known is None or not known.gathered_at <= now < known.ends_at:
+            known = self._audiences[group] = self._gather(group, now)
+        return known.connections
 
     def add_user(self, user: str, group: str, ttl: timedelta | None = None) -> None:
         """Put the user into the group; a ttl of nothing means the clients connected now."""
@@ -174,23 +194,26 @@ class Hub:
         self._drop_all(found)
         return True
 
-    def _deliver(self, record: Record, receivers: Iterable[Connection], excluded: Collection[str] = ()) -> None:
-        chosen = [one for one in receivers if one.connection_id not in excluded]
+    def _deliver(self, record: Record, receivers: Collection[Connection], excluded: Collection[str] = ()) -> None:
+        chosen = [one for one in receivers if one.connection_id not in excluded] if excluded else receivers
         if not chosen:
             return
         if not self._meter.spend(record, len(chosen)):
             self._on_spent()
             return
-        for connection in chosen:
-            connection.queue(record)
+        self._outbox.broadcast(record, chosen)
 
-    def _members(self, group: str) -> Iterator[str]:
-        now = self._now().timestamp()
-        for user in self._group_users.get(group, ()):
-            if self._user_groups[user][group] > now:
-                yield user
+    def _gather(self, group: str, now: float) -> "_Audience":
+        ends = {user: self._user_groups[user][group] for user in self._group_users.get(group, ())}
+        members = [user for user, ends_at in ends.items() if ends_at > now]
+        return _Audience(
+            connections=tuple(set(self._groups.get(group, ())).union(*(self._users[user] for user in members))),
+            gathered_at=now,
+            ends_at=min((ends[user] for user in members), default=math.inf),
+        )
 
     def _refresh(self, user: str) -> None:
+        self._audiences.clear()
         self._forget(user)
         if user not in self._users:
             return
@@ -203,12 +226,14 @@ class Hub:
             _discard(self._group_users, group, user)
 
     def _join(self, group: str, connection: Connection) -> None:
+        self._audiences.clear()
         self._groups.setdefault(group, set()).add(connection)
         self._joined.setdefault(connection, set()).add(group)
 
     def _drop(self, group: str, connection: Connection) -> None:
         if group not in self._joined.get(connection, ()):
             return
+        self._audiences.clear()
         _discard(self._groups, group, connection)
         _discard(self._joined, connection, group)
 
@@ -220,8 +245,11 @@ class Hub:
 class Switchboard:
     """All hubs and every open connection of the service."""
 
-    def __init__(self, memberships: Memberships, meter: Meter, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self, memberships: Memberships, meter: Meter, outbox: Outbox, now: Callable[[], datetime]
+    ) -> None:
         self.meter = meter
+        self._outbox = outbox
         self.live: dict[str, Connection] = {}
         self._memberships = memberships
         self._now = now
@@ -230,7 +258,7 @@ class Switchboard:
     def hub(self, name: str) -> Hub:
         """Give the hub of this name; hubs exist by being named."""
         if name not in self._hubs:
-            self._hubs[name] = Hub(name, self._memberships, self.meter, self._now, self._say_it_is_spent)
+            self._hubs[name] = Hub(name, self._memberships, self.meter, self._outbox, self._now, self._say_it_is_spent)
         return self._hubs[name]
 
     def admit(self, connection: Connection) -> None:

@@ -14,6 +14,7 @@ from aiohttp import web
 
 from infra.local.signalr import protocol
 from infra.local.signalr.clients import ClientDoor
+from infra.local.signalr.connections import Outbox
 from infra.local.signalr.data_plane import DataPlane
 from infra.local.signalr.hub import Hub, Meter, Switchboard
 from infra.local.signalr.memberships import Memberships
@@ -62,8 +63,9 @@ class SignalRService:
             opened = self._owned = _open(state)
         self._memberships = Memberships(opened, now)
         self._meter = Meter(now, options.max_messages_a_day)
-        self._switchboard = Switchboard(self._memberships, self._meter, now)
-        self._clients = ClientDoor(self._switchboard, tokens, options)
+        outbox = Outbox()
+        self._switchboard = Switchboard(self._memberships, self._meter, outbox, now)
+        self._clients = ClientDoor(self._switchboard, tokens, outbox, options)
         self._data_plane = DataPlane(self._switchboard, tokens)
         self._sweeper: asyncio.Task[None] | None = None
 

@@ -14,6 +14,7 @@ from uuid import UUID, uuid5
 import pytest
 import typer
 
+import alerts.canary
 import alerts.events
 import content.events
 import shared.market.events
@@ -26,7 +27,7 @@ from infra.local.up.settings import Place, embedded
 from shared.adapters.sqlite import SQLiteDocuments
 from shared.clock import StoppedClock
 from shared.events import NAMESPACE, Event
-from shared.inbound import DeadLetters
+from shared.inbound import DeadLetters, letter_id
 from shared.market.models import Interval
 from shared.market.sessions import EXCHANGE
 from shared.settings import ROOT, Settings
@@ -163,6 +164,11 @@ def made_ids() -> dict[str, str]:
         "subscription_id": subscription_id("alice"),
         "endpoint_id": endpoint_id("alice", "discord"),
         "feed id": str(uuid5(NAMESPACE, "feed")),
+        "another payload's dead_letter_id": letter_id(
+            "alerts_on_signal_raised", signal, "0f1e2d3c4b5a69788796a5b4c3d2e1f0"
+        ),
+        "canary_id": (canary := alerts.canary.canary_id(datetime(2026, 11, 21, 12, 17, 20, tzinfo=UTC))),
+        "canary's alert_id": alerts.canary.canary_alert_id(canary),
     }
     for type_, cls in event_types().items():
         [example] = [json.loads(text) for text in fenced(section(EVENTS, f"## `{type_}`"), "json")]
