@@ -28,7 +28,7 @@ api = Api()
 
 app = func.FunctionApp(http_auth_level=func.AuthLevel.FUNCTION)
 app.register_functions(shared.functions.blueprint(core, api))
-app.register_functions(shared.market.functions.blueprint(core.market, api))
+app.register_functions(shared.market.functions.blueprint(core.market, core.supply, api))
 app.register_functions(signals.functions.blueprint(signals.wiring.wire(core), api))
 app.register_functions(alerts.functions.blueprint(alerts.wiring.wire(core), api))
 app.register_functions(content.functions.blueprint(content.wiring.wire(core), api))

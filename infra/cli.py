@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
+from infra import fetch
 from infra.db.commands import app as db
+from infra.strategies import app as strategies
 from shared.settings import ROOT
 
 app = typer.Typer(
@@ -18,6 +20,8 @@ app = typer.Typer(
     help="TROOP: market data in, signals, alerts and posts out.",
 )
 app.add_typer(db, name="db")
+app.add_typer(strategies, name="strategies")
+fetch.register(app)
 
 DEFAULT_URL = "http://127.0.0.1:7071"
 Url = Annotated[str, typer.Option("--url", help="Where TROOP answers, on this machine or in Azure.")]

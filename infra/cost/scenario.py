@@ -24,10 +24,13 @@ from shared.adapters.sqlite import SQLiteDocuments
 from shared.clock import StoppedClock
 from shared.events import Event
 from shared.http_client import HttpClient
+from shared.market.entitlements import Entitlements
 from shared.market.events import BarsIngested
 from shared.market.fetcher import Fetcher
+from shared.market.health import Health
 from shared.market.ingest import Ingest
 from shared.market.models import Adjustment, Bar, Fetched, Interval, Quote
+from shared.market.ports import Turn
 from shared.market.registry import windows_of
 from shared.market.service import Market
 from shared.market.stores import Bars, Quotes, SeriesStore
@@ -90,12 +93,25 @@ class _Recorded:
     def calls(self, interval: Interval, *, since: datetime | None, now: datetime) -> int:
         return 1
 
-    async def bars(self, symbol: str, interval: Interval, *, since: datetime | None, now: datetime) -> Fetched:
+    async def bars(
+        self,
+        symbol: str,
+        interval: Interval,
+        *,
+        since: datetime | None,
+        now: datetime,
+        turn: Turn,
+        until: datetime | None = None,
+    ) -> Fetched:
+        async with turn("TIME_SERIES_DAILY"):
+            pass
         closed = [b for b in self._bars if b.closed_at <= now]
         shown = closed if since is None else closed[-100:]
         return Fetched(symbol=symbol, interval=interval, provider=self.name, adjustment=Adjustment.RAW, bars=shown)
 
-    async def quote(self, symbol: str) -> Quote:
+    async def quote(self, symbol: str, *, turn: Turn) -> Quote:
+        async with turn("GLOBAL_QUOTE"):
+            pass
         last = self._bars[-1]
         return Quote(symbol=symbol, price=last.close, previous_close=None, as_of=last.closed_at, provider=self.name)
 
@@ -177,7 +193,8 @@ async def measure(sessions: int = SESSIONS, *, progress: Callable[[int], object]
         wall.at += timedelta(minutes=1)
         tally = await count("bar without a signal", _bring(signals, told))
         raised = told.take(SignalRaised)
-        name = "bar without a signal" if not raised else "bar with a signal"
+        scores = tally.operations["read", "signals"] > 0 and not raised
+        name = "bar with a signal" if raised else "bar with an outcome" if scores else "bar without a signal"
         tally.operations[SLOT] -= 1
         measured.of(name).add(tally, without=(*PACED, "system"))
         measured.bars += 1
@@ -222,7 +239,7 @@ async def _count_reads(
         "GET quotes": market.quote(SYMBOL),
         "GET bars (50)": market.list_bars(_request("50")),
         "GET series": market.describe(_request("50")),
-        "GET watchlist of 1": market.watchlist(),
+        "GET watchlist of 1": market.watchlist(_request("50")),
         "GET one post": _one_post(content),
     }
     for name, work in reads.items():
@@ -274,7 +291,15 @@ def _market(
         series=series,
         bars=bars,
         quotes=quotes,
-        fetcher=Fetcher(providers=[provider], throttles={provider.name: throttle}),
+        fetcher=Fetcher(
+            providers=[provider],
+            throttles={provider.name: throttle},
+            health=Health(documents, wall, {}),
+            entitlements=Entitlements(documents, wall, {}),
+            wall=wall,
+            market=market_clock,
+            delay=timedelta(),
+        ),
         publisher=told,
         wall=wall,
         market=market_clock,

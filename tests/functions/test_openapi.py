@@ -23,7 +23,12 @@ READS = {
     "/quotes/{symbol}": {},
     "/series/{symbol}": {},
     "/watchlist": {},
+    "/coverage/{symbol}": {},
+    "/providers": {},
+    "/fetches/{id}": {},
     "/signals": {"symbol": "WAVE", "limit": "100"},
+    "/signals/{signal_id}": {"symbol": "WAVE"},
+    "/entries/{name}/performance": {},
     "/alerts": {},
     "/posts": {"kind": "digest"},
     "/posts/{post_id}": {},
@@ -56,8 +61,17 @@ def faults(description: dict[str, Any], schema: dict[str, Any], value: object) -
 
 async def ask(app: App, path: str, **query: str) -> Answer:
     """Ask a described path with real names in it."""
-    posts = (await app.get("/api/posts", limit="1")).json()["items"]
-    whole = "/api" + path.replace("{symbol}", "WAVE").replace("{post_id}", posts[0]["post_id"])
+    names = {"{symbol}": "WAVE", "{name}": "sma-10-30"}
+    if "{post_id}" in path:
+        names["{post_id}"] = (await app.get("/api/posts", limit="1")).json()["items"][0]["post_id"]
+    if "{signal_id}" in path:
+        names["{signal_id}"] = (await app.get("/api/signals", symbol="WAVE")).json()["items"][0]["signal_id"]
+    if path == "/fetches/{id}":
+        wanted = {"symbol": "WAVE", "interval": "1d", "from": "2012-06-01", "to": "2012-07-01"}
+        names["{id}"] = (await app.ask("POST", "/api/fetches", key=True, json=wanted)).json()["fetch_id"]
+    whole = "/api" + path
+    for name, value in names.items():
+        whole = whole.replace(name, value)
     return await app.ask("GET", whole, key=path == "/deadletters", **query)
 
 
