@@ -11,6 +11,7 @@ from shared.errors import ConfigurationError
 from shared.settings import ROOT
 
 TOPIC_KEY = "local-topic-key"
+WEBHOOK_KEY = "local-webhook-secret"
 SIGNALR_KEY = "local-signalr-access-key-of-32-bytes-or-more"
 
 
@@ -37,6 +38,8 @@ def embedded(place: Place, *, time: MarketTime | None, live_from: str, plan: str
         "AZURE_SIGNALR_CONNECTION_STRING": f"Endpoint={host};Port={port};AccessKey={SIGNALR_KEY};Version=1.0;",
         "DISCORD_WEBHOOK_URL": f"{cloud}/discord/api/webhooks/{webhook_id}/{token}",
         "MARKET_QUOTES_SCHEDULE": "*/10 * * * * *",
+        "MARKET_FETCHES_SCHEDULE": "*/2 * * * * *",
+        "MARKET_PREFETCH_SCHEDULE": "*/10 * * * * *",
         "SIGNALS_INGEST_SCHEDULE": "*/2 * * * * *",
         "SIGNALS_SWEEP_SCHEDULE": "*/2 * * * * *",
         "ALERTS_SWEEP_SCHEDULE": "*/2 * * * * *",
@@ -58,6 +61,13 @@ def embedded(place: Place, *, time: MarketTime | None, live_from: str, plan: str
         "FINNHUB_URL": f"{cloud}/finnhub/api/v1",
         "FINNHUB_KEY": f"local-{plan}",
         "FINNHUB_PLAN": plan,
+        "FINNHUB_WEBHOOK_SECRET": WEBHOOK_KEY,
+        "TWELVE_DATA_URL": f"{cloud}/twelve_data",
+        "TWELVE_DATA_KEY": f"local-{plan}",
+        "TWELVE_DATA_PLAN": plan,
+        "POLYGON_URL": f"{cloud}/polygon",
+        "POLYGON_KEY": f"local-{plan}",
+        "POLYGON_PLAN": plan,
         "WATCHLIST_FILE": str(place.data / "watchlist.toml"),
     }
 
