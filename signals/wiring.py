@@ -26,11 +26,13 @@ def wire(core: Core) -> Wired:
         ConfigurationError: the entries file is wrong.
 
     """
+    time = core.settings.market_time()
     service = SignalService(
         market=core.market,
         signals=SignalDocuments(core.documents),
         publisher=core.publisher,
         watchers=[Watcher.of(entry) for entry in read_entries(core.settings.file(core.settings.entries_file))],
         wall=core.wall,
+        speed=time.speed if time else 1.0,
     )
     return Wired(service=service, dead_letters=core.dead_letters)

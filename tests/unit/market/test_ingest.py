@@ -14,7 +14,6 @@ from shared.errors import (
     UnavailableError,
     UnknownSymbolError,
 )
-from shared.market.fetcher import Fetcher
 from shared.market.ingest import (
     BUDGET,
     FIRST_WAIT,
@@ -28,7 +27,6 @@ from shared.market.ingest import (
 from shared.market.models import Interval, Quote
 from shared.market.sessions import calendar
 from shared.market.stores import Bars, Quotes, SeriesStore, WantedQuote
-from shared.market.throttle import Throttle
 from tests.builders import (
     CLOSE,
     WALL,
@@ -38,6 +36,7 @@ from tests.builders import (
     closes_from,
     daily_bars,
     documents,
+    fetcher_of,
 )
 
 DAY, HOUR = Interval.DAY, Interval.HOUR
@@ -67,10 +66,7 @@ class House:
             series=self.series,
             bars=self.bars,
             quotes=self.quotes,
-            fetcher=Fetcher(
-                providers=[self.provider],
-                throttles={self.provider.name: Throttle(store, self.wall, self.provider.name, ())},
-            ),
+            fetcher=fetcher_of(store, self.wall, self.market, self.provider),
             publisher=self.publisher,
             wall=self.wall,
             market=self.market,
