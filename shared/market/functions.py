@@ -1,6 +1,7 @@
 """When the market room wakes up: its HTTP, and the timers that refresh quotes and work off requests for history."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -189,8 +190,27 @@ class ProviderItem(Body):
     not_entitled: Sequence[RefusalItem]
 
 
+class PrefetchItem(Body):
+    """
+    What was fetched ahead: ``waste`` is the share that nobody used before it went stale.
+
+    While ``is_on`` is false nothing is fetched, and what would have been is judged all the same.
+    """
+
+    is_on: bool
+    switched_at: datetime | None
+    days: float
+    hit_rate: float | None
+    waste: float | None
+    recent_waste: float | None
+    used: int
+    wasted: int
+
+
 class Providers(Page[ProviderItem]):
     """Every provider, the first choice first."""
+
+    prefetch: PrefetchItem
 
 
 class FetchItem(Body):
@@ -217,7 +237,7 @@ class FetchItem(Body):
     updated_at: datetime | None
 
 
-def blueprint(market: Market, supply: Supply, api: Api) -> func.Blueprint:
+def blueprint(market: Market, api: Api) -> func.Blueprint:
     bp = func.Blueprint()
 
     @bp.function_name("market_refresh_quotes")
@@ -225,12 +245,6 @@ def blueprint(market: Market, supply: Supply, api: Api) -> func.Blueprint:
     async def market_refresh_quotes(timer: func.TimerRequest) -> None:
         async with on_time("market_refresh_quotes"):
             await market.ingest.refresh_quotes()
-
-    @bp.function_name("market_fetches")
-    @bp.timer_trigger(arg_name="timer", schedule="%MARKET_FETCHES_SCHEDULE%")
-    async def market_fetches(timer: func.TimerRequest) -> None:
-        async with on_time("market_fetches"):
-            await supply.fetches.work()
 
     @api.endpoint(
         bp,
@@ -263,64 +277,6 @@ def blueprint(market: Market, supply: Supply, api: Api) -> func.Blueprint:
     )
     async def market_series(req: func.HttpRequest) -> SeriesItem:
         return SeriesItem.model_validate(await market.describe(req))
-
-    @api.endpoint(
-        bp,
-        "market_coverage",
-        "coverage/{symbol}",
-        summary="Which bars of a series are held, missing and absent.",
-        answer=CoverageItem,
-        query=(INTERVAL, FROM, TO),
-    )
-    async def market_coverage(req: func.HttpRequest) -> CoverageItem:
-        return CoverageItem.model_validate(await supply.coverage(req))
-
-    @api.endpoint(
-        bp,
-        "market_providers",
-        "providers",
-        summary="How every provider does, and what is left of its quotas.",
-        answer=Providers,
-    )
-    async def market_providers(req: func.HttpRequest) -> Providers:
-        return Providers(items=[_provider_item(status) for status in await supply.providers()])
-
-    @api.endpoint(
-        bp,
-        "market_fetch",
-        "fetches",
-        method="POST",
-        summary="Have history fetched: {symbol, interval, from, to, priority: asked or backfill}.",
-        answer=FetchItem,
-        anonymous=False,
-        status=202,
-    )
-    async def market_fetch(req: func.HttpRequest) -> func.HttpResponse:
-        item = _fetch_item(await supply.request(req, KEY_HOLDER))
-        return func.HttpResponse(
-            item.model_dump_json(),
-            status_code=202,
-            mimetype="application/json",
-            headers={"Location": f"/api/fetches/{item.fetch_id}"},
-        )
-
-    @api.endpoint(
-        bp, "market_fetch_state", "fetches/{id}", summary="How a request for history stands.", answer=FetchItem
-    )
-    async def market_fetch_state(req: func.HttpRequest) -> FetchItem:
-        return _fetch_item(await supply.fetch(req))
-
-    @api.endpoint(
-        bp,
-        "market_fetch_cancel",
-        "fetches/{id}",
-        method="DELETE",
-        summary="Stop a request for history; what is stored stays.",
-        answer=FetchItem,
-        anonymous=False,
-    )
-    async def market_fetch_cancel(req: func.HttpRequest) -> FetchItem:
-        return _fetch_item(await supply.cancel(req))
 
     @api.endpoint(
         bp,
@@ -358,6 +314,83 @@ def blueprint(market: Market, supply: Supply, api: Api) -> func.Blueprint:
     )
     async def market_unwatch(req: func.HttpRequest) -> WatchItem:
         return WatchItem.model_validate(await market.unwatch(req))
+
+    return bp
+
+
+def supply_blueprint(supply: Supply, api: Api) -> func.Blueprint:
+    bp = func.Blueprint()
+
+    @bp.function_name("market_fetches")
+    @bp.timer_trigger(arg_name="timer", schedule="%MARKET_FETCHES_SCHEDULE%")
+    async def market_fetches(timer: func.TimerRequest) -> None:
+        async with on_time("market_fetches"):
+            await supply.fetches.work()
+
+    @bp.function_name("market_prefetch")
+    @bp.timer_trigger(arg_name="timer", schedule="%MARKET_PREFETCH_SCHEDULE%")
+    async def market_prefetch(timer: func.TimerRequest) -> None:
+        async with on_time("market_prefetch"):
+            await supply.prefetching.work()
+
+    @api.endpoint(
+        bp,
+        "market_coverage",
+        "coverage/{symbol}",
+        summary="Which bars of a series are held, missing and absent.",
+        answer=CoverageItem,
+        query=(INTERVAL, FROM, TO),
+    )
+    async def market_coverage(req: func.HttpRequest) -> CoverageItem:
+        return CoverageItem.model_validate(await supply.coverage(req))
+
+    @api.endpoint(
+        bp,
+        "market_providers",
+        "providers",
+        summary="How every provider does, and what is left of its quotas.",
+        answer=Providers,
+    )
+    async def market_providers(req: func.HttpRequest) -> Providers:
+        items = [_provider_item(status) for status in await supply.providers()]
+        return Providers(items=items, prefetch=PrefetchItem.model_validate(asdict(await supply.prefetched())))
+
+    @api.endpoint(
+        bp,
+        "market_fetch",
+        "fetches",
+        method="POST",
+        summary="Have history fetched: {symbol, interval, from, to, priority: asked or backfill}.",
+        answer=FetchItem,
+        anonymous=False,
+        status=202,
+    )
+    async def market_fetch(req: func.HttpRequest) -> func.HttpResponse:
+        item = _fetch_item(await supply.request(req, KEY_HOLDER))
+        return func.HttpResponse(
+            item.model_dump_json(),
+            status_code=202,
+            mimetype="application/json",
+            headers={"Location": f"/api/fetches/{item.fetch_id}"},
+        )
+
+    @api.endpoint(
+        bp, "market_fetch_state", "fetches/{id}", summary="How a request for history stands.", answer=FetchItem
+    )
+    async def market_fetch_state(req: func.HttpRequest) -> FetchItem:
+        return _fetch_item(await supply.fetch(req))
+
+    @api.endpoint(
+        bp,
+        "market_fetch_cancel",
+        "fetches/{id}",
+        method="DELETE",
+        summary="Stop a request for history; what is stored stays.",
+        answer=FetchItem,
+        anonymous=False,
+    )
+    async def market_fetch_cancel(req: func.HttpRequest) -> FetchItem:
+        return _fetch_item(await supply.cancel(req))
 
     return bp
 

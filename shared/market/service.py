@@ -25,6 +25,7 @@ from shared.market.gaps import Kind, Stretch
 from shared.market.ingest import Ingest, Watch
 from shared.market.library import MINUTE, Library, quote_is_stale
 from shared.market.models import EPOCH, Columns, Interval, Priority, instant_of, interval_of, minute_of, symbol_of
+from shared.market.prefetching import Prefetching, PrefetchReport
 from shared.market.sessions import calendar
 from shared.market.stores import Bars, Quotes, Series, SeriesStore
 
@@ -181,12 +182,17 @@ class Supply:
     library: Library
     fetches: Fetches
     fetcher: Fetcher
+    prefetching: Prefetching
     bars: Bars
     clock: Clock
 
     async def providers(self) -> Sequence[ProviderStatus]:
         """Every provider: its health, what is left of its quotas, what it refused us, how often it was spared."""
         return await self.fetcher.status()
+
+    async def prefetched(self) -> PrefetchReport:
+        """How well what will be asked for is foreseen."""
+        return await self.prefetching.report()
 
     async def coverage(self, req: func.HttpRequest) -> dict[str, Any]:
         """

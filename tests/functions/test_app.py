@@ -55,6 +55,7 @@ WITH_KEY = {
 TIMERS = {
     "market_refresh_quotes": "MARKET_QUOTES_SCHEDULE",
     "market_fetches": "MARKET_FETCHES_SCHEDULE",
+    "market_prefetch": "MARKET_PREFETCH_SCHEDULE",
     "signals_ingest": "SIGNALS_INGEST_SCHEDULE",
     "signals_sweep": "SIGNALS_SWEEP_SCHEDULE",
     "alerts_sweep": "ALERTS_SWEEP_SCHEDULE",

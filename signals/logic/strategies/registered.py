@@ -14,7 +14,7 @@ from signals.logic.strategies.marks import Marks
 class Params(BaseModel):
     """Parameters of a strategy, each with its bounds; a name it does not know is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

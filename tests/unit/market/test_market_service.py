@@ -13,6 +13,7 @@ from shared.market.gaps import SETTLED
 from shared.market.ingest import Ingest, Watch
 from shared.market.library import STALE_QUOTE, Library
 from shared.market.models import Adjustment, Interval, Priority, Quote
+from shared.market.prefetching import Prefetching
 from shared.market.service import Market, Supply, range_of, wanted_of
 from shared.market.sessions import calendar
 from shared.market.stores import Bars, Quotes, Series, SeriesStore, WantedQuote
@@ -76,6 +77,14 @@ class House:
             library=library,
             fetches=Fetches(documents=store, library=library, wall=self.wall),
             fetcher=self.seller,
+            prefetching=Prefetching(
+                documents=store,
+                quotes=self.quotes,
+                series=self.series,
+                fetcher=self.seller,
+                wall=self.wall,
+                market=self.market_clock,
+            ),
             bars=self.bars,
             clock=self.market_clock,
         )
