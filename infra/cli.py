@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from infra import fetch
+from infra import backtest, fetch
 from infra.db.commands import app as db
 from infra.strategies import app as strategies
 from shared.settings import ROOT
@@ -22,6 +22,7 @@ app = typer.Typer(
 app.add_typer(db, name="db")
 app.add_typer(strategies, name="strategies")
 fetch.register(app)
+backtest.register(app)
 
 DEFAULT_URL = "http://127.0.0.1:7071"
 Url = Annotated[str, typer.Option("--url", help="Where TROOP answers, on this machine or in Azure.")]

@@ -84,6 +84,9 @@ class Settings(BaseModel):
     # how long alerts, their deliveries and posts are kept
     retention_days: PositiveInt = 730
 
+    # whether each entry is tried on the whole of a series when its history comes in or is corrected
+    backtest_on_history: bool = True
+
     # how long the signals of a closed session may take to arrive before its digest is written
     content_digest_settle_seconds: NonNegativeInt = 60
 

@@ -164,7 +164,10 @@ def blueprint(signals: Wired, api: Api) -> func.Blueprint:
     @bp.event_grid_trigger(arg_name="event")
     async def signals_on_bars_ingested(event: func.CloudEvent) -> None:
         async with settle(event, "signals_on_bars_ingested", signals.dead_letters):
-            await service.evaluate(BarsIngested.from_wire(event.type, event.get_json()))
+            heard = BarsIngested.from_wire(event.type, event.get_json())
+            await service.evaluate(heard)
+            if heard.count > 1 or heard.revision:  # new history, perhaps; a live bar asks for nothing more
+                await signals.backtests().heard(heard)
 
     @bp.function_name("signals_sweep")
     @bp.timer_trigger(arg_name="timer", schedule="%SIGNALS_SWEEP_SCHEDULE%")

@@ -36,6 +36,9 @@ ANONYMOUS = {
     ("GET", "signals"),
     ("GET", "signals/{signal_id}"),
     ("GET", "entries/{name}/performance"),
+    ("GET", "strategies"),
+    ("GET", "backtests"),
+    ("GET", "backtests/{id}"),
     ("GET", "alerts"),
     ("GET", "posts"),
     ("GET", "posts/{post_id}"),
@@ -49,6 +52,7 @@ WITH_KEY = {
     ("PUT", "watchlist/{symbol}"),
     ("DELETE", "watchlist/{symbol}"),
     ("POST", "fetches"),
+    ("POST", "backtests"),
     ("DELETE", "fetches/{id}"),
 }
 
@@ -58,12 +62,18 @@ TIMERS = {
     "market_prefetch": "MARKET_PREFETCH_SCHEDULE",
     "signals_ingest": "SIGNALS_INGEST_SCHEDULE",
     "signals_sweep": "SIGNALS_SWEEP_SCHEDULE",
+    "signals_backtest_sweep": "SIGNALS_SWEEP_SCHEDULE",
     "alerts_sweep": "ALERTS_SWEEP_SCHEDULE",
     "content_open_digests": "CONTENT_DIGEST_SCHEDULE",
     "content_sweep": "CONTENT_SWEEP_SCHEDULE",
     "system_sweep": "SYSTEM_SWEEP_SCHEDULE",
 }
-ON_EVENTS = {"signals_on_bars_ingested", "alerts_on_signal_raised", "content_on_signal_raised"}
+ON_EVENTS = {
+    "signals_on_bars_ingested",
+    "signals_on_backtest_requested",
+    "alerts_on_signal_raised",
+    "content_on_signal_raised",
+}
 
 ROOMS = {word: word for word in ("market", "signals", "alerts", "content", "system")} | {"posts": "content"}
 """First word of a function's name → the domain it belongs to; what is everybody's has a name of its own."""

@@ -29,6 +29,9 @@ READS = {
     "/signals": {"symbol": "WAVE", "limit": "100"},
     "/signals/{signal_id}": {"symbol": "WAVE"},
     "/entries/{name}/performance": {},
+    "/strategies": {},
+    "/backtests": {},
+    "/backtests/{id}": {},
     "/alerts": {},
     "/posts": {"kind": "digest"},
     "/posts/{post_id}": {},
@@ -69,6 +72,11 @@ async def ask(app: App, path: str, **query: str) -> Answer:
     if path == "/fetches/{id}":
         wanted = {"symbol": "WAVE", "interval": "1d", "from": "2012-06-01", "to": "2012-07-01"}
         names["{id}"] = (await app.ask("POST", "/api/fetches", key=True, json=wanted)).json()["fetch_id"]
+    if path == "/backtests/{id}":
+        wanted = {"entry": "sma-10-30", "symbol": "WAVE"}
+        names["{id}"] = (await app.ask("POST", "/api/backtests", key=True, json=wanted)).json()["items"][0][
+            "backtest_id"
+        ]
     whole = "/api" + path
     for name, value in names.items():
         whole = whole.replace(name, value)

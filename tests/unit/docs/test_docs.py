@@ -32,6 +32,8 @@ from shared.market.fetches import Wanted
 from shared.market.models import Interval
 from shared.market.sessions import EXCHANGE
 from shared.settings import ROOT, Settings
+from signals.backtest_models import Job, NoValidation, Trigger
+from signals.logic.simulation import Rules
 from signals.logic.strategies import STRATEGIES
 from signals.models import Entry, StateGate, signal_id
 
@@ -165,7 +167,27 @@ def made_ids() -> dict[str, str]:
         gates=(trend,),
     )
     first, last = datetime(2013, 1, 1, tzinfo=UTC), datetime(2013, 7, 1, tzinfo=UTC)
+    begun = datetime(2000, 4, 12, 20, tzinfo=UTC)
+    job = Job(
+        name="sma-10-30",
+        entry=entry,
+        symbol="AAPL",
+        begin=begun,
+        first=begun,
+        last=CLOSE,
+        bars=3027,
+        warmup=30,
+        provider="alpha_vantage",
+        adjustment="raw",
+        revision=0,
+        rules=Rules(),
+        validation=NoValidation(),
+        candidates=[entry.params],
+    )
     made = {
+        "backtest_id": job.backtest_id,
+        "backtest's how": job.how,
+        "standard backtest_id": replace(job, trigger=Trigger.HISTORY).backtest_id,
         "signal_id": signal,
         "gated signal_id": signal_id(gated, "IBM", CLOSE),
         "fetch_id": Wanted(symbol="AAPL", interval=Interval.DAY, since=first, until=last).fetch_id,
