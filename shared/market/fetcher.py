@@ -21,7 +21,7 @@ from shared.errors import (
     UnknownSymbolError,
 )
 from shared.market.entitlements import Entitlements, Refusal
-from shared.market.health import Health, Kind, Report
+from shared.market.health import Health, Kind, LeftAloneError, Report
 from shared.market.models import (
     Adjustment,
     Bar,
@@ -101,6 +101,7 @@ class _Wanted:
     interval: Interval | None = None
     only: str | None = None
     but: str | None = None
+    is_first: bool = False
 
 
 class _NothingThereError(UnknownSymbolError):
@@ -149,14 +150,23 @@ class Fetcher:
         provider: str | None = None,
         priority: Priority = Priority.LIVE,
         deadline: datetime | None = None,
+        is_first: bool = False,
     ) -> Fetched:
         """
         Fetch bars closing after *since* up to *until*, or to *now* (market time).
 
         With *provider* that one alone is asked: adjusted and raw prices never mix, so a series stays where it began.
+        So where these are its first bars (*is_first*) the configured order decides, and only a lasting no or an
+        open breaker leads on: a busy moment must not choose for years.
         """
         wanted = _Wanted(
-            kind=Kind.BARS, symbol=symbol, interval=interval, priority=priority, deadline=deadline, only=provider
+            kind=Kind.BARS,
+            symbol=symbol,
+            interval=interval,
+            priority=priority,
+            deadline=deadline,
+            only=provider,
+            is_first=is_first,
         )
         first = self._preferred(wanted)[0].name
 
@@ -355,15 +365,19 @@ class Fetcher:
     async def _answer[T](self, wanted: _Wanted, ask: Callable[[Provider, Turn], Awaitable[T]]) -> T:
         preferred = self._preferred(wanted)
         troubles = await self._known_troubles(wanted, preferred)
-        queue = await self._ranked(wanted.kind, [p for p in preferred if p.name not in troubles])
+        queue: Sequence[Provider] = [p for p in preferred if p.name not in troubles]
+        if not wanted.is_first:
+            queue = await self._ranked(wanted.kind, queue)
         held: list[tuple[datetime, int]] = []
         for place, p in enumerate(queue):
             if troubles and self._is_late(wanted):
                 break
-            alone = not held and place == len(queue) - 1
+            alone = wanted.is_first or (not held and place == len(queue) - 1)
             try:
                 return await self._try(p, wanted, ask, wanted.deadline if alone else self._soon(wanted))
             except (TransientError, RefusedError, ConfigurationError) as e:
+                if wanted.is_first and isinstance(e, TransientError) and not isinstance(e, LeftAloneError):
+                    raise
                 await self._note(p, wanted, e)
                 troubles[p.name] = e
                 again = self.wall.now() + e.retry_after if isinstance(e, TransientError) and e.retry_after else None

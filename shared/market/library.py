@@ -83,6 +83,7 @@ class Fetching(Protocol):
         provider: str | None = None,
         priority: Priority = Priority.LIVE,
         deadline: datetime | None = None,
+        is_first: bool = False,
     ) -> Fetched: ...
 
     async def quote(
@@ -314,6 +315,7 @@ class Library:
                 provider=looked.series.provider if looked.series else None,
                 priority=priority,
                 deadline=deadline,
+                is_first=not looked.series or looked.series.provider is None,
             )
         except QuotaSpentError:
             if caller:

@@ -35,7 +35,9 @@ class Seller:
         self.gate.set()
         self.most = None
 
-    async def bars(self, symbol, interval, *, since, now, until=None, provider=None, priority, deadline=None):
+    async def bars(
+        self, symbol, interval, *, since, now, until=None, provider=None, priority, deadline=None, is_first=False
+    ):
         self.asked.append((symbol, since, until, provider, priority))
         await self.gate.wait()
         await asyncio.sleep(0)
