@@ -14,19 +14,23 @@ from shared.documents import Documents, ExpiresByItself, Expiry
 from shared.errors import ConfigurationError
 from shared.events import EventPublisher
 from shared.inbound import DeadLetters
+from shared.market.actions import Actions, Provenance
 from shared.market.adapters.alpha_vantage import AlphaVantage
 from shared.market.adapters.finnhub import Finnhub
 from shared.market.adapters.polygon import Polygon
 from shared.market.adapters.twelve_data import TwelveData
 from shared.market.callers import Callers, allowance
+from shared.market.earnings import Earnings
 from shared.market.entitlements import Entitlements, fingerprint
 from shared.market.fetcher import Fetcher
 from shared.market.fetches import Fetches
 from shared.market.flights import Flights
 from shared.market.health import Health
+from shared.market.hooks import FinnhubHook
 from shared.market.ingest import Ingest
 from shared.market.library import Library
 from shared.market.ports import Provider
+from shared.market.prefetching import Prefetching
 from shared.market.registry import windows_of
 from shared.market.service import Market, Supply
 from shared.market.stores import Bars, Quotes, SeriesStore
@@ -50,6 +54,7 @@ class Core:
     dead_letters: DeadLetters
     market: Market
     supply: Supply
+    finnhub_hook: FinnhubHook
     version: str = VERSION
 
 
@@ -77,6 +82,7 @@ def wire_core(settings: Settings) -> Core:
         dead_letters=DeadLetters(documents, wall),
         market=market,
         supply=supply,
+        finnhub_hook=FinnhubHook(documents, publisher, wall, market_clock, settings.finnhub_webhook_secret),
     )
 
 
@@ -132,10 +138,19 @@ def wire_market(
         delay=delay,
         live_from=settings.live_from_instant(),
         watchlist_file=settings.file(settings.watchlist_file),
+        actions=Actions(documents, wall),
+        provenance=Provenance(documents, wall),
+        earnings=Earnings(documents, wall),
     )
     market = Market(series=series, bars=bars, quotes=quotes, ingest=ingest, clock=market_clock, delay=delay)
     fetches = Fetches(documents=documents, library=library, wall=wall)
-    return market, Supply(library=library, fetches=fetches, fetcher=fetcher, bars=bars, clock=market_clock)
+    prefetching = Prefetching(
+        documents=documents, quotes=quotes, series=series, fetcher=fetcher, wall=wall, market=market_clock
+    )
+    supply = Supply(
+        library=library, fetches=fetches, fetcher=fetcher, prefetching=prefetching, bars=bars, clock=market_clock
+    )
+    return market, supply
 
 
 def _accounts(settings: Settings) -> dict[str, tuple[SecretStr, Plan]]:

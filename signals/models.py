@@ -212,7 +212,8 @@ class Book:
     The open signals of a series, and how its closed ones fared.
 
     It is true as of ``through``, the last bar that changed it: every signal of bars up to there is in storage, and
-    every horizon that had closed by then is scored. It is written together with the signals and outcomes it speaks of, under its etag.
+    every horizon that had closed by then is scored. It is written together with the signals and outcomes it speaks
+    of, under its etag.
     """
 
     symbol: str

@@ -58,7 +58,10 @@ STATUS_VIEW = timedelta(seconds=5)
 LONG_WINDOW = timedelta(minutes=1)
 """What is left of shorter windows says nothing about the next minute."""
 
-PREFERENCES: Mapping[Kind, Sequence[str]] = {Kind.QUOTE: ("finnhub", "twelve_data", "polygon", "alpha_vantage")}
+PREFERENCES: Mapping[Kind, Sequence[str]] = {
+    Kind.QUOTE: ("finnhub", "twelve_data", "polygon", "alpha_vantage"),
+    Kind.EARNINGS: ("finnhub", "twelve_data", "alpha_vantage"),
+}
 """Who is asked first where it is not the order of the settings: quotes of those who have the last price, and many
 calls; the calls of whoever keeps the histories are too good for them."""
 

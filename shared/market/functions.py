@@ -13,6 +13,7 @@ from shared.inbound import on_time
 from shared.market.callers import Caller
 from shared.market.fetcher import ProviderStatus
 from shared.market.fetches import Fetch
+from shared.market.hooks import FinnhubHook
 from shared.market.models import symbol_of
 from shared.market.service import Market, Supply
 
@@ -65,6 +66,22 @@ class QuoteItem(Body):
     provider: str
 
 
+class ChangeItem(Body):
+    """
+    A change of where a series' bars are from, or of what they say, and why.
+
+    ``through``: the last bar that the former provider brought.
+    """
+
+    kind: str
+    provider: str
+    former: str | None
+    revision: int
+    through: datetime
+    occurred_at: datetime
+    reason: str
+
+
 class SeriesItem(Body):
     """What is held of one series, since when it is live, and why there may be no signal."""
 
@@ -83,6 +100,7 @@ class SeriesItem(Body):
     misses: int
     trouble: Mapping[str, Any] | None
     entries: Mapping[str, Any]
+    changes: Sequence[ChangeItem]
 
 
 class WatchItem(Body):
@@ -211,6 +229,7 @@ class Providers(Page[ProviderItem]):
     """Every provider, the first choice first."""
 
     prefetch: PrefetchItem
+    webhooks: Mapping[str, Mapping[str, int]]
 
 
 class FetchItem(Body):
@@ -318,7 +337,7 @@ def blueprint(market: Market, api: Api) -> func.Blueprint:
     return bp
 
 
-def supply_blueprint(supply: Supply, api: Api) -> func.Blueprint:
+def supply_blueprint(supply: Supply, hook: FinnhubHook, api: Api) -> func.Blueprint:
     bp = func.Blueprint()
 
     @bp.function_name("market_fetches")
@@ -353,7 +372,11 @@ def supply_blueprint(supply: Supply, api: Api) -> func.Blueprint:
     )
     async def market_providers(req: func.HttpRequest) -> Providers:
         items = [_provider_item(status) for status in await supply.providers()]
-        return Providers(items=items, prefetch=PrefetchItem.model_validate(asdict(await supply.prefetched())))
+        return Providers(
+            items=items,
+            prefetch=PrefetchItem.model_validate(asdict(await supply.prefetched())),
+            webhooks={"finnhub": await hook.counts()},
+        )
 
     @api.endpoint(
         bp,

@@ -150,7 +150,24 @@ class Market:
             "revision": s.revision,
             "misses": s.misses,
             "entries": s.entries,
+            "changes": await self._changes(s),
         }
+
+    async def _changes(self, s: Series) -> list[dict[str, Any]]:
+        """How the bars came to be what they are: other providers, other writings of their history."""
+        provenance = self.ingest.provenance
+        return [
+            {
+                "kind": c.kind,
+                "provider": c.provider,
+                "former": c.former,
+                "revision": c.revision,
+                "through": c.through,
+                "occurred_at": c.occurred_at,
+                "reason": c.reason,
+            }
+            for c in (await provenance.of(s) if provenance else ())
+        ]
 
     async def watchlist(self, req: func.HttpRequest) -> dict[str, Any]:
         """Every series ever watched or fetched, by ``?limit=`` and ``?cursor=``: the newest known first."""

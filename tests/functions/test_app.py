@@ -44,6 +44,7 @@ ANONYMOUS = {
     ("GET", "posts/{post_id}"),
     ("GET", "feed.xml"),
     ("POST", "negotiate"),
+    ("POST", "hooks/finnhub"),
 }
 """The allow-list: who adds a route here has decided that anybody may call it."""
 
@@ -60,6 +61,7 @@ TIMERS = {
     "market_refresh_quotes": "MARKET_QUOTES_SCHEDULE",
     "market_fetches": "MARKET_FETCHES_SCHEDULE",
     "market_prefetch": "MARKET_PREFETCH_SCHEDULE",
+    "market_sweep_hooks": "MARKET_FETCHES_SCHEDULE",
     "signals_ingest": "SIGNALS_INGEST_SCHEDULE",
     "signals_sweep": "SIGNALS_SWEEP_SCHEDULE",
     "signals_backtest_sweep": "SIGNALS_SWEEP_SCHEDULE",
@@ -69,6 +71,7 @@ TIMERS = {
     "system_sweep": "SYSTEM_SWEEP_SCHEDULE",
 }
 ON_EVENTS = {
+    "market_on_earnings_reported",
     "signals_on_bars_ingested",
     "signals_on_backtest_requested",
     "alerts_on_signal_raised",

@@ -23,6 +23,13 @@ BARS = daily_bars(40, prices=[100 + (i * 7) % 11 for i in range(40)])
 """A market that turns almost every day."""
 
 
+class NoBacktests:
+    """Nobody tries anything on the past here."""
+
+    async def heard(self, event: BarsIngested) -> int:
+        return 0
+
+
 class Woken:
     """The domain's functions by name, over a house of its own."""
 
@@ -37,7 +44,7 @@ class Woken:
         self.house.watchlist.write_text('[[watch]]\nsymbols = ["AAPL"]\n')
         self.dead_letters = DeadLetters(self.house.storage, self.house.wall)
         app = func.FunctionApp()
-        wired = Wired(service=self.house.instance(), dead_letters=self.dead_letters)
+        wired = Wired(service=self.house.instance(), backtests=NoBacktests, dead_letters=self.dead_letters)
         app.register_functions(blueprint(wired, Api()))
         self.functions = {f.get_function_name(): f for f in app.get_functions()}
 
