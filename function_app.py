@@ -6,13 +6,17 @@ import azure.functions as func
 
 import alerts.canary
 import alerts.functions
+import alerts.rules_functions
 import alerts.wiring
 import content.functions
 import content.wiring
 import shared.functions
 import shared.market.functions
+import shared.market.hook_functions
+import signals.backtest_functions
 import signals.functions
 import signals.wiring
+from alerts.rules_functions import RulesWired
 from shared import telemetry
 from shared.http import Api
 from shared.settings import Settings
@@ -28,12 +32,18 @@ core = wire_core(settings)
 api = Api(core.tokens, core.limits)
 
 app = func.FunctionApp(http_auth_level=func.AuthLevel.FUNCTION)
-told = alerts.wiring.wire(core)
+alerting, signalling = alerts.wiring.wire(core), signals.wiring.wire(core)
 app.register_functions(
-    shared.functions.blueprint(core, api, blobs=core.dead_letter_blobs, canary=told.canary.health)
+    shared.functions.blueprint(core, api, blobs=core.dead_letter_blobs, canary=alerting.canary.health)
 )
-app.register_functions(alerts.canary.blueprint(told.canary, core.dead_letters))
+app.register_functions(alerts.canary.blueprint(alerting.canary, core.dead_letters))
 app.register_functions(shared.market.functions.blueprint(core.market, api))
-app.register_functions(signals.functions.blueprint(signals.wiring.wire(core), api))
-app.register_functions(alerts.functions.blueprint(told, api))
+app.register_functions(shared.market.functions.supply_blueprint(core.supply, core.finnhub_hook, api))
+app.register_functions(
+    shared.market.hook_functions.blueprint(core.finnhub_hook, core.market.ingest, core.dead_letters, api)
+)
+app.register_functions(signals.functions.blueprint(signalling, api))
+app.register_functions(signals.backtest_functions.blueprint(signalling.backtests, signalling.dead_letters, api))
+app.register_functions(alerts.functions.blueprint(alerting, api))
+app.register_functions(alerts.rules_functions.blueprint(RulesWired(rules=alerting.rules), api))
 app.register_functions(content.functions.blueprint(content.wiring.wire(core), api))

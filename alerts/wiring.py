@@ -60,10 +60,11 @@ def wire(core: Core) -> Wired:
     )
     deliveries = DeliveryDocuments(core.documents, timedelta(days=settings.retention_days))
     book = PulseDocument(core.documents, wall)
+    sink = CanaryChannel(book, wall, url=settings.canary_url.get_secret_value())
     courier = Courier(
         deliveries=deliveries,
         directory=directory,
-        channels={**channels, CanaryChannel.name: CanaryChannel(book, wall, url=settings.canary_url.get_secret_value())},
+        channels={**channels, CanaryChannel.name: sink},
         breakers=StoredBreakers(core.documents, wall),
         wall=wall,
         market=_market_clock(core),

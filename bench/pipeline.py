@@ -42,7 +42,7 @@ AFTER_CLOSE = timedelta(hours=1)
 
 _EVALUATED = "SELECT count(*) FROM documents WHERE container = 'series' AND body ->> 'evaluated_through' = ?"
 _OWED = """
-SELECT count(*) FROM documents WHERE due_at IS NOT NULL
+SELECT count(*) FROM documents WHERE due_at IS NOT NULL AND id NOT LIKE 'book|%'
   AND (container IN ('signals', 'deliveries') OR (container = 'posts' AND partition <> 'drafts'))
 """
 _COUNTS = {

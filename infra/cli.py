@@ -8,8 +8,11 @@ from typing import Annotated
 
 import typer
 
+from infra import backtest, fetch, subscriptions
+from infra.alerts import app as alerts
 from infra.db.commands import app as db
 from infra.deadletters import app as deadletters
+from infra.strategies import app as strategies
 from shared.settings import ROOT
 
 app = typer.Typer(
@@ -19,7 +22,13 @@ app = typer.Typer(
     help="TROOP: market data in, signals, alerts and posts out.",
 )
 app.add_typer(db, name="db")
+app.add_typer(alerts, name="alerts")
+app.add_typer(subscriptions.app, name="subscriptions")
+app.add_typer(subscriptions.mutes, name="mute")
 app.add_typer(deadletters, name="deadletters")
+app.add_typer(strategies, name="strategies")
+fetch.register(app)
+backtest.register(app)
 
 DEFAULT_URL = "http://127.0.0.1:7071"
 Url = Annotated[str, typer.Option("--url", help="Where TROOP answers, on this machine or in Azure.")]

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from shared.errors import ConfigurationError
 from shared.settings import ROOT, Settings
 
 NODE = 20
+OPTIONAL = {"twelve_data": "Twelve Data", "polygon": "Polygon"}
+"""The providers that are left out without a key, and how people call them."""
 
 
 def examine(*, port: int, data: Path, live: bool) -> int:
@@ -27,6 +30,7 @@ def examine(*, port: int, data: Path, live: bool) -> int:
         ("cloud's port", lambda: f"{cloud_port(port)} is free"),
         ("data folder", lambda: _data(data)),
         ("settings", lambda: _settings(port, live=live)),
+        *((title, partial(_optional, name, port, live=live)) for name, title in OPTIONAL.items()),
     ]
     troubles = 0
     for name, check in checks:
@@ -109,9 +113,33 @@ def _data(path: Path) -> str:
 
 
 def _settings(port: int, *, live: bool) -> str:
+    Settings.from_env(_values(port, live=live))
+    return "complete" if live else "complete (the embedded defaults need no key)"
+
+
+def _optional(provider: str, port: int, *, live: bool) -> str:
+    """A provider without a key is left out; with one, everything that belongs to it must be right."""
+    from shared.http_client import key_of
+
+    values = _values(port, live=live)
+    name = provider.upper()
+    key = values.get(f"{name}_KEY", "").strip()
+    if not key:
+        return f"left out; {name}_KEY would bring it in"
+    key_of(f"{name}_KEY", key)
+    fields = Settings.model_fields
+    url = values.get(f"{name}_URL", "").strip() or str(fields[f"{provider}_url"].default)
+    if not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", url):
+        raise ConfigurationError(f"{name}_URL is no address: write one such as {fields[f'{provider}_url'].default}")
+    order = values.get("MARKET_PROVIDERS", "").strip() or str(fields["market_providers"].default)
+    if provider not in [one.strip() for one in order.split(",")]:
+        return f"left out by MARKET_PROVIDERS ({order})"
+    return f"key set, plan {values.get(f'{name}_PLAN', '').strip() or fields[f'{provider}_plan'].default}"
+
+
+def _values(port: int, *, live: bool) -> dict[str, str]:
     place = local.Place(
         app_url=f"http://127.0.0.1:{port}", cloud_url=f"http://127.0.0.1:{port + 1}", data=ROOT / ".troop"
     )
     defaults = local.embedded(place, time=None, live_from="", plan="premium", live=live)
-    Settings.from_env(local.merged(defaults, os.environ))
-    return "complete" if live else "complete (the embedded defaults need no key)"
+    return local.merged(defaults, os.environ)

@@ -43,7 +43,7 @@ class Settings(BaseModel):
     applicationinsights_connection_string: SecretStr = SecretStr("")
 
     # providers, in order of preference
-    market_providers: _Text = "alpha_vantage,finnhub"
+    market_providers: _Text = "alpha_vantage,finnhub,twelve_data,polygon"
     market_data_delay_seconds: NonNegativeInt = 900
     alpha_vantage_url: _Text = "https://www.alphavantage.co"
     alpha_vantage_key: SecretStr
@@ -103,6 +103,9 @@ class Settings(BaseModel):
 
     # how long alerts, their deliveries and posts are kept
     retention_days: PositiveInt = 730
+
+    # whether each entry is tried on the whole of a series when its history comes in or is corrected
+    backtest_on_history: bool = True
 
     # how long the signals of a closed session may take to arrive before its digest is written
     content_digest_settle_seconds: NonNegativeInt = 60

@@ -1,8 +1,9 @@
 """Who stands in which place in the shared rooms. Nothing here touches the network or a file; first use does."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import chain
 
 from pydantic import SecretStr
 
@@ -17,17 +18,29 @@ from shared.http_client import HttpClient
 from shared.identity import Tokens
 from shared.inbound import DeadLetters
 from shared.limits import DailyQuota, Limits, RateLimit
+from shared.market.actions import Actions, Provenance
 from shared.market.adapters.alpha_vantage import AlphaVantage
 from shared.market.adapters.finnhub import Finnhub
+from shared.market.adapters.polygon import Polygon
+from shared.market.adapters.twelve_data import TwelveData
+from shared.market.callers import Callers, allowance
+from shared.market.earnings import Earnings
+from shared.market.entitlements import Entitlements, fingerprint
 from shared.market.fetcher import Fetcher
+from shared.market.fetches import Fetches
+from shared.market.flights import Flights
+from shared.market.health import Health
+from shared.market.hooks import FinnhubHook
 from shared.market.ingest import Ingest
+from shared.market.library import Library
 from shared.market.ports import Provider
+from shared.market.prefetching import Prefetching
 from shared.market.registry import windows_of
-from shared.market.service import Market
+from shared.market.service import Market, Supply
 from shared.market.stores import Bars, Quotes, SeriesStore
 from shared.market.throttle import Throttle
 from shared.migrations import Migrated
-from shared.settings import ROOT, Settings
+from shared.settings import ROOT, Plan, Settings
 
 VERSION = "0.1.0"
 
@@ -47,6 +60,8 @@ class Core:
     market: Market
     tokens: Tokens | None
     limits: Limits
+    supply: Supply
+    finnhub_hook: FinnhubHook
     version: str = VERSION
 
 
@@ -64,6 +79,7 @@ def wire_core(settings: Settings) -> Core:
     publisher = EventGridPublisher(settings.event_grid_topic_endpoint, settings.event_grid_topic_key)
     market_clock = MarketClock(wall, settings.market_time())
     dead_letters = DeadLetters(documents, wall)
+    market, supply = wire_market(settings, wall, market_clock, documents, publisher)
     return Core(
         settings=settings,
         wall=wall,
@@ -82,62 +98,126 @@ def wire_core(settings: Settings) -> Core:
             wall=wall,
         ),
         limits=Limits(rate=RateLimit(wall, settings.api_rate_per_minute), quota=DailyQuota(documents, wall)),
-        market=wire_market(settings, wall, market_clock, documents, publisher),
+        market=market,
+        supply=supply,
+        finnhub_hook=FinnhubHook(documents, publisher, wall, market_clock, settings.finnhub_webhook_secret),
     )
 
 
 def wire_market(
     settings: Settings, wall: Clock, market_clock: Clock, documents: Documents, publisher: EventPublisher
-) -> Market:
-    """Build the market room."""
+) -> tuple[Market, Supply]:
+    """
+    Build the market room: what it holds, and how it is supplied.
+
+    Raises:
+        ConfigurationError: MARKET_PROVIDERS names somebody unknown, or nobody who has a key.
+
+    """
     delay = timedelta(seconds=settings.market_data_delay_seconds)
     series = SeriesStore(documents, wall)
     bars, quotes = Bars(documents, wall), Quotes(documents, wall)
-    plans = {"alpha_vantage": settings.alpha_vantage_plan, "finnhub": settings.finnhub_plan}
-    throttles = {name: Throttle(documents, wall, name, windows_of(name, plan)) for name, plan in plans.items()}
-    providers = _providers(settings, wall, market_clock, throttles)
+    providers = _providers(settings, wall, market_clock)
+    plans = {name: plan for name, (_, plan) in _accounts(settings).items()}
+    keys = {name: fingerprint(key.get_secret_value(), plan) for name, (key, plan) in _accounts(settings).items()}
+    windows = {provider.name: windows_of(provider.name, plans[provider.name]) for provider in providers}
+    fetcher = Fetcher(
+        providers=providers,
+        throttles={name: Throttle(documents, wall, name, found) for name, found in windows.items()},
+        health=Health(documents, wall, keys),
+        entitlements=Entitlements(documents, wall, keys),
+        wall=wall,
+        market=market_clock,
+        delay=delay,
+        plans=plans,
+    )
+    library = Library(
+        documents=documents,
+        series=series,
+        bars_held=bars,
+        quotes=quotes,
+        fetcher=fetcher,
+        flights=Flights(documents=documents, wall=wall),
+        callers=Callers(documents=documents, wall=wall, allowed=allowance(chain.from_iterable(windows.values()))),
+        publisher=publisher,
+        wall=wall,
+        market=market_clock,
+        delay=delay,
+    )
     ingest = Ingest(
         documents=documents,
         series=series,
         bars=bars,
         quotes=quotes,
-        fetcher=Fetcher(providers=providers, throttles=throttles),
+        fetcher=fetcher,
         publisher=publisher,
         wall=wall,
         market=market_clock,
         delay=delay,
         live_from=settings.live_from_instant(),
         watchlist_file=settings.file(settings.watchlist_file),
+        actions=Actions(documents, wall),
+        provenance=Provenance(documents, wall),
+        earnings=Earnings(documents, wall),
     )
-    return Market(series=series, bars=bars, quotes=quotes, ingest=ingest, clock=market_clock, delay=delay)
+    market = Market(series=series, bars=bars, quotes=quotes, ingest=ingest, clock=market_clock, delay=delay)
+    fetches = Fetches(documents=documents, library=library, wall=wall)
+    prefetching = Prefetching(
+        documents=documents, quotes=quotes, series=series, fetcher=fetcher, wall=wall, market=market_clock
+    )
+    supply = Supply(
+        library=library, fetches=fetches, fetcher=fetcher, prefetching=prefetching, bars=bars, clock=market_clock
+    )
+    return market, supply
 
 
-def _providers(
-    settings: Settings, wall: Clock, market_clock: Clock, throttles: Mapping[str, Throttle]
-) -> list[Provider]:
-    known: dict[str, Provider] = {
-        "alpha_vantage": AlphaVantage(
+def _accounts(settings: Settings) -> dict[str, tuple[SecretStr, Plan]]:
+    """Every provider that could be asked, with our key and plan there."""
+    return {
+        "alpha_vantage": (settings.alpha_vantage_key, settings.alpha_vantage_plan),
+        "finnhub": (settings.finnhub_key, settings.finnhub_plan),
+        "twelve_data": (settings.twelve_data_key, settings.twelve_data_plan),
+        "polygon": (settings.polygon_key, settings.polygon_plan),
+    }
+
+
+def _providers(settings: Settings, wall: Clock, market_clock: Clock) -> list[Provider]:
+    known: dict[str, Callable[[], Provider]] = {
+        "alpha_vantage": lambda: AlphaVantage(
             base_url=settings.alpha_vantage_url,
             key=settings.alpha_vantage_key,
             plan=settings.alpha_vantage_plan,
             market_clock=market_clock,
-            permit=throttles["alpha_vantage"].permit,
         ),
-        "finnhub": Finnhub(
+        "finnhub": lambda: Finnhub(
             base_url=settings.finnhub_url,
             key=settings.finnhub_key,
             plan=settings.finnhub_plan,
             clock=wall,
-            permit=throttles["finnhub"].permit,
+            market_clock=market_clock,
+        ),
+        "twelve_data": lambda: TwelveData(
+            base_url=settings.twelve_data_url,
+            key=settings.twelve_data_key,
+            plan=settings.twelve_data_plan,
+            clock=wall,
+            market_clock=market_clock,
+        ),
+        "polygon": lambda: Polygon(
+            base_url=settings.polygon_url,
+            key=settings.polygon_key,
+            plan=settings.polygon_plan,
+            market_clock=market_clock,
         ),
     }
     names = [name.strip() for name in settings.market_providers.split(",") if name.strip()]
     unknown = [name for name in names if name not in known]
-    if unknown or not names:
+    keyed = [name for name in names if name in known and _accounts(settings)[name][0].get_secret_value()]
+    if unknown or not keyed:
         raise ConfigurationError(
-            f"MARKET_PROVIDERS names {', '.join(unknown) or 'nobody'}: choose from {', '.join(known)}"
+            f"MARKET_PROVIDERS names {', '.join(unknown) or 'nobody who has a key'}: choose from {', '.join(known)}"
         )
-    return [known[name] for name in names]
+    return [known[name]() for name in keyed]
 
 
 def open_documents(url: str, wall: Clock, cosmos_key: SecretStr | None = None) -> Documents:

@@ -10,10 +10,15 @@ import azure.functions as func
 
 from shared.adapters.sqlite import SQLiteDocuments
 from shared.clock import Clock, StoppedClock
-from shared.documents import Document, sort_key
+from shared.documents import Document, Documents, sort_key
 from shared.events import Event
+from shared.market.entitlements import Entitlements
+from shared.market.fetcher import Fetcher
+from shared.market.health import Health
 from shared.market.models import Adjustment, Bar, Fetched, Interval, Quote
+from shared.market.ports import Turn
 from shared.market.sessions import calendar
+from shared.market.throttle import Throttle
 
 WALL = datetime(2026, 11, 21, 9, tzinfo=UTC)
 """What the wall clock of a test says unless it says otherwise."""
@@ -175,9 +180,22 @@ class RecordedProvider:
         self.asked: list[tuple[str, datetime | None]] = []
         self.quotes_asked: list[str] = []
 
-    async def bars(self, symbol: str, interval: Interval, *, since: datetime | None, now: datetime) -> Fetched:
+    def calls(self, interval: Interval, *, since: datetime | None, now: datetime) -> int:
+        return 1
+
+    async def bars(
+        self,
+        symbol: str,
+        interval: Interval,
+        *,
+        since: datetime | None,
+        now: datetime,
+        turn: Turn,
+        until: datetime | None = None,
+    ) -> Fetched:
         self.asked.append((symbol, since))
-        await self._react()
+        async with turn("bars"):
+            await self._react()
         return Fetched(
             symbol=symbol,
             interval=interval,
@@ -190,9 +208,10 @@ class RecordedProvider:
             ),
         )
 
-    async def quote(self, symbol: str) -> Quote:
+    async def quote(self, symbol: str, *, turn: Turn) -> Quote:
         self.quotes_asked.append(symbol)
-        await self._react()
+        async with turn("quote"):
+            await self._react()
         return self.quotes[symbol]
 
     async def _react(self) -> None:
@@ -201,3 +220,16 @@ class RecordedProvider:
             self.on_call()
         if self.failing_with is not None:
             raise self.failing_with
+
+
+def fetcher_of(documents: Documents, wall: Clock, market: Clock, *providers: RecordedProvider) -> Fetcher:
+    """A fetcher over stand-in providers that allow any number of calls."""
+    return Fetcher(
+        providers=providers,
+        throttles={p.name: Throttle(documents, wall, p.name, ()) for p in providers},
+        health=Health(documents, wall, {}),
+        entitlements=Entitlements(documents, wall, {}),
+        wall=wall,
+        market=market,
+        weigh=lambda *_: 1,
+    )

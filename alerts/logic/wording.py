@@ -16,6 +16,22 @@ _WHY = {
     ("rsi_reversal", "short"): "the {period:g}-bar RSI came back below {high:g}",
     ("bollinger_breakout", "long"): "the close left the upper Bollinger band on high volume",
     ("bollinger_breakout", "short"): "the close left the lower Bollinger band on high volume",
+    ("macd_cross", "long"): "the MACD rose above its signal line",
+    ("macd_cross", "short"): "the MACD fell below its signal line",
+    ("adx_trend", "long"): "an upward trend began: the {period:g}-bar ADX is at least {level:g} and +DI leads",
+    ("adx_trend", "short"): "a downward trend began: the {period:g}-bar ADX is at least {level:g} and -DI leads",
+    ("momentum", "long"): "the return of the last {period:g} bars turned up",
+    ("momentum", "short"): "the return of the last {period:g} bars turned down",
+    ("donchian_breakout", "long"): "the close rose above the highest high of the {period:g} bars before",
+    ("donchian_breakout", "short"): "the close fell below the lowest low of the {period:g} bars before",
+    ("atr_burst", "long"): "the close rose by at least {factor:g} average true ranges at once",
+    ("atr_burst", "short"): "the close fell by at least {factor:g} average true ranges at once",
+    ("volume_spike", "long"): "the volume was at least {factor:g} times the usual and the close rose",
+    ("volume_spike", "short"): "the volume was at least {factor:g} times the usual and the close fell",
+    ("vwap_deviation", "long"): "the close fell {distance:.1%} or more below what the session paid on average (VWAP)",
+    ("vwap_deviation", "short"): "the close rose {distance:.1%} or more above what the session paid on average (VWAP)",
+    ("gap", "long"): "the market opened {size:.1%} or more above the previous close and held it",
+    ("gap", "short"): "the market opened {size:.1%} or more below the previous close and did not recover",
 }
 _BAR = {"1d": "daily", "1h": "hourly", "1m": "one-minute"}
 

@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING
 
 import azure.functions as func
 
+from alerts.adapters.breakers import StoredBreakers
+from alerts.adapters.directory import DocumentDirectory
 from alerts.adapters.discord import DiscordChannel
 from alerts.adapters.documents import DeliveryDocuments
 from alerts.adapters.signalr import SignalRChannel
 from alerts.adapters.subscriptions_file import read_subscriptions
+from alerts.courier import Courier
+from alerts.models import PUBLIC
 from alerts.ports import Channel
 from alerts.service import AlertService
 from content.adapters.documents import PostDocuments
@@ -21,17 +25,22 @@ from content.service import ContentService
 from infra.cost.counting import CountingDocuments, Tally
 from infra.local.replay.samples import load_packaged
 from shared.adapters.sqlite import SQLiteDocuments
-from shared.clock import StoppedClock
+from shared.clock import MarketClock, StoppedClock
 from shared.events import Event
 from shared.http_client import HttpClient
+from shared.inbound import DeadLetters
+from shared.market.entitlements import Entitlements
 from shared.market.events import BarsIngested
 from shared.market.fetcher import Fetcher
+from shared.market.health import Health
 from shared.market.ingest import Ingest
 from shared.market.models import Adjustment, Bar, Fetched, Interval, Quote
+from shared.market.ports import Turn
 from shared.market.registry import windows_of
 from shared.market.service import Market
 from shared.market.stores import Bars, Quotes, SeriesStore
 from shared.market.throttle import Throttle
+from shared.sealing import Sealer
 from shared.settings import ROOT
 from signals.adapters.documents import SignalDocuments
 from signals.adapters.entries_file import read_entries
@@ -90,12 +99,25 @@ class _Recorded:
     def calls(self, interval: Interval, *, since: datetime | None, now: datetime) -> int:
         return 1
 
-    async def bars(self, symbol: str, interval: Interval, *, since: datetime | None, now: datetime) -> Fetched:
+    async def bars(
+        self,
+        symbol: str,
+        interval: Interval,
+        *,
+        since: datetime | None,
+        now: datetime,
+        turn: Turn,
+        until: datetime | None = None,
+    ) -> Fetched:
+        async with turn("TIME_SERIES_DAILY"):
+            pass
         closed = [b for b in self._bars if b.closed_at <= now]
         shown = closed if since is None else closed[-100:]
         return Fetched(symbol=symbol, interval=interval, provider=self.name, adjustment=Adjustment.RAW, bars=shown)
 
-    async def quote(self, symbol: str) -> Quote:
+    async def quote(self, symbol: str, *, turn: Turn) -> Quote:
+        async with turn("GLOBAL_QUOTE"):
+            pass
         last = self._bars[-1]
         return Quote(symbol=symbol, price=last.close, previous_close=None, as_of=last.closed_at, provider=self.name)
 
@@ -152,7 +174,7 @@ async def measure(sessions: int = SESSIONS, *, progress: Callable[[int], object]
         watchers=[Watcher.of(entry) for entry in read_entries(ROOT / "signals/entries.toml")],
         wall=wall,
     )
-    alerts = _alerts(counted, told, wall)
+    alerts = _alerts(counted, told, wall, market_clock, market)
     content = ContentService(
         posts=PostDocuments(counted),
         publisher=told,
@@ -177,7 +199,8 @@ async def measure(sessions: int = SESSIONS, *, progress: Callable[[int], object]
         wall.at += timedelta(minutes=1)
         tally = await count("bar without a signal", _bring(signals, told))
         raised = told.take(SignalRaised)
-        name = "bar without a signal" if not raised else "bar with a signal"
+        scores = tally.operations["read", "signals"] > 0 and not raised
+        name = "bar with a signal" if raised else "bar with an outcome" if scores else "bar without a signal"
         tally.operations[SLOT] -= 1
         measured.of(name).add(tally, without=(*PACED, "system"))
         measured.bars += 1
@@ -216,13 +239,13 @@ async def _count_reads(
     content: ContentService,
 ) -> None:
     reads: dict[str, Awaitable[object]] = {
-        "GET alerts (50)": alerts.listed(None, newest_first=True, limit=50),
+        "GET alerts (50)": alerts.listed(PUBLIC, None, newest_first=True, limit=50),
         "GET signals (50)": signals.listed(None, None, newest_first=True, limit=50),
         "GET posts (50)": content.listed(Kind.SIGNAL, None, newest_first=True, limit=50),
         "GET quotes": market.quote(SYMBOL),
         "GET bars (50)": market.list_bars(_request("50")),
         "GET series": market.describe(_request("50")),
-        "GET watchlist of 1": market.watchlist(),
+        "GET watchlist of 1": market.watchlist(_request("50")),
         "GET one post": _one_post(content),
     }
     for name, work in reads.items():
@@ -274,7 +297,15 @@ def _market(
         series=series,
         bars=bars,
         quotes=quotes,
-        fetcher=Fetcher(providers=[provider], throttles={provider.name: throttle}),
+        fetcher=Fetcher(
+            providers=[provider],
+            throttles={provider.name: throttle},
+            health=Health(documents, wall, {}),
+            entitlements=Entitlements(documents, wall, {}),
+            wall=wall,
+            market=market_clock,
+            delay=timedelta(),
+        ),
         publisher=told,
         wall=wall,
         market=market_clock,
@@ -285,7 +316,9 @@ def _market(
     return Market(series=series, bars=bars, quotes=quotes, ingest=ingest, clock=market_clock, delay=timedelta())
 
 
-def _alerts(documents: CountingDocuments, told: _Told, wall: StoppedClock) -> AlertService:
+def _alerts(
+    documents: CountingDocuments, told: _Told, wall: StoppedClock, market_clock: StoppedClock, market: Market
+) -> AlertService:
     hub = SignalRChannel(
         "Endpoint=http://127.0.0.1;AccessKey=a-key-of-at-least-thirty-two-bytes;Version=1.0;",
         HttpClient("signalr", transport=_accepts),
@@ -294,14 +327,26 @@ def _alerts(documents: CountingDocuments, told: _Told, wall: StoppedClock) -> Al
     url = "http://127.0.0.1/api/webhooks/100000000000000001/" + "a" * 60
     discord = DiscordChannel(url, HttpClient("discord", transport=_accepts), documents, wall)
     channels: dict[str, Channel] = {hub.name: hub, discord.name: discord}
-    return AlertService(
-        subscriptions=read_subscriptions(ROOT / "alerts/subscriptions.toml", channels),
-        deliveries=DeliveryDocuments(documents),
+    house = read_subscriptions(ROOT / "alerts/subscriptions.toml", channels)
+    directory = DocumentDirectory(documents, wall, Sealer(""), house)
+    deliveries = DeliveryDocuments(documents)
+    courier = Courier(
+        deliveries=deliveries,
+        directory=directory,
         channels=channels,
+        breakers=StoredBreakers(documents, wall),
+        wall=wall,
+        market=MarketClock(market_clock),
+        lease=timedelta(seconds=30),
+    )
+    return AlertService(
+        deliveries=deliveries,
+        directory=directory,
+        courier=courier,
         hub=hub,
         publisher=told,
-        wall=wall,
-        lease=timedelta(seconds=30),
+        outbox=DeadLetters(documents, wall),
+        market=market,
     )
 
 

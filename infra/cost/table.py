@@ -54,7 +54,8 @@ def month(measured: Measured, symbols: int, subscribers: int, a: Assumptions) ->
         symbols=symbols,
         subscribers=subscribers,
         bars=bars * units["bar without a signal"],
-        signals=signals * max(units["bar with a signal"] - units["bar without a signal"], 0),
+        signals=signals
+        * (units["bar with a signal"] + units["bar with an outcome"] - 2 * units["bar without a signal"]),
         alerts=heard * units["alert on two channels"],
         posts=signals * units["post"] + SESSIONS * units["digest of a session"],
         reads=subscribers * a.reads * reads,

@@ -2,8 +2,8 @@
 The cloud's process: everything the app talks to, on one port of 127.0.0.1.
 
 ``python -m infra.local.cloud --port P --data DIR --app-url URL`` mounts the Event Grid topic, the SignalR
-service, the market replay and the Discord inbox, and gives their control: the market clock, the faults, the
-status. It outlives the app's instances; its state is in DIR/cloud.db.
+service, the market replay with Finnhub's webhook and the Discord inbox, and gives their control: the market clock,
+the faults, the status. It outlives the app's instances; its state is in DIR/cloud.db.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from aiohttp import web
 
 from infra.local.discord import LIMIT, DiscordInbox
 from infra.local.faults import Switchboard, problem
+from infra.local.mailbox import Mailbox
 from infra.local.oidc import PATH as OIDC
 from infra.local.oidc import OidcIssuer
 from infra.local.topic import Pace, Topic, load_subscriptions
@@ -37,6 +38,7 @@ from shared.errors import ConfigurationError, ConflictError, InvalidPayloadError
 
 if TYPE_CHECKING:
     from infra.local.replay.market import Market
+    from infra.local.replay.webhook import EarningsWebhook
 
 SUBSCRIPTIONS = Path(__file__).parent.parent / "subscriptions.toml"
 STATE = "cloud.db"
@@ -196,8 +198,10 @@ class Options:
     topic_key: str
     signalr_key: str
     system_key: str
+    webhook_secret: str
     time_scale: float
     discord_limit: int
+    smtp_port: int
 
     @classmethod
     def parse(cls, arguments: Sequence[str] | None = None) -> "Options":
@@ -216,8 +220,12 @@ class Options:
         add("--topic-key", default="local-topic-key", help="what publishers send as aeg-sas-key")
         add("--signalr-key", default="local-signalr-access-key-of-32-bytes-or-more", help="signs SignalR's tokens")
         add("--system-key", default="local-system-key", help="opens the host's Event Grid webhook")
+        # A secret of the user's own is handed over in the environment, where no list of processes shows it.
+        secret = os.environ.get("FINNHUB_WEBHOOK_SECRET", "").strip() or "local-webhook-secret"
+        add("--webhook-secret", default=secret, help="what Finnhub's webhook sends as X-Finnhub-Secret")
         add("--time-scale", type=_positive, default=0.02, help="scales the topic's waits and time to live")
         add("--discord-limit", type=int, default=LIMIT, help="calls a webhook may make in 2 s")
+        add("--smtp-port", type=int, default=0, help="the mailbox's port; 0 takes a free one")
         return cls(**vars(parser.parse_args(arguments)))
 
 
@@ -252,8 +260,10 @@ class Cloud:
         )
         self.discord = DiscordInbox(state, limit=options.discord_limit)
         self.signalr = SignalRService(options.signalr_key, state)
+        self.mailbox = Mailbox(state)
         self.oidc = OidcIssuer(state, lambda: f"{self.url}{OIDC}")
         self.market: Market | None = None if options.no_market else self._open_market()
+        self.webhook: EarningsWebhook | None = None if self.market is None else self._open_webhook(self.market)
         self._keeper: asyncio.Task[None] | None = None
         self._saved: list[tuple[str, str]] = []
 
@@ -261,9 +271,11 @@ class Cloud:
         """All mounts in one application."""
         app = web.Application(client_max_size=MAX_REQUEST, middlewares=[self.faults.middleware()])
         app.add_routes([*self.faults.routes(), *self.topic.routes(), *self.discord.routes()])
-        app.add_routes([*self.signalr.routes(), *self.oidc.routes()])
+        app.add_routes([*self.signalr.routes(), *self.oidc.routes(), *self.mailbox.routes()])
         if self.market is not None:
             app.add_routes(self.market.routes())
+        if self.webhook is not None:
+            app.add_routes(self.webhook.routes())
         app.add_routes(
             [
                 web.get("/clock", self._show_clock),
@@ -278,7 +290,10 @@ class Cloud:
     async def start(self) -> None:
         """Begin to work."""
         await self.signalr.start()
+        await self.mailbox.start(self._options.smtp_port)
         await self.topic.start()
+        if self.webhook is not None:
+            await self.webhook.start()
         self._keeper = asyncio.create_task(self._keep_saving())
 
     async def close(self) -> None:
@@ -287,8 +302,11 @@ class Cloud:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
             self._save()
+        if self.webhook is not None:
+            await self.webhook.close()
         await self.topic.close()
         await self.signalr.close()
+        await self.mailbox.close()
 
     def _open_market(self) -> "Market":
         from infra.local.replay import samples
@@ -305,11 +323,24 @@ class Cloud:
             catalogue,
             _Skewed(self.clock, lambda: faults.clock.market_skew_s).now,
             _Skewed(self._wall, lambda: faults.clock.wall_skew_s),
-            faults=faults.before,
+            faults=faults.asked,
         )
         if (counted := _setting(self._state, "market")) is not None:
             market.restore(json.loads(counted))
         return market
+
+    def _open_webhook(self, market: "Market") -> "EarningsWebhook":
+        from infra.local.replay.webhook import EarningsWebhook
+
+        webhook = EarningsWebhook(
+            almanac=market.almanac,
+            wall=self._wall,
+            url=f"{self._options.app_url}/api/hooks/finnhub",
+            secret=self._options.webhook_secret,
+        )
+        if (kept := _setting(self._state, "webhook")) is not None:
+            webhook.restore(json.loads(kept))
+        return webhook
 
     async def _keep_saving(self) -> None:
         while True:
@@ -322,6 +353,8 @@ class Cloud:
             settings.append(("market_instant", format_instant(self.clock.now())))
         if self.market is not None:
             settings.append(("market", json.dumps(self.market.state())))
+        if self.webhook is not None:
+            settings.append(("webhook", json.dumps(self.webhook.state())))
         if settings != self._saved:
             self._state.executemany("INSERT OR REPLACE INTO cloud_settings VALUES (?, ?)", settings)
             self._saved = settings
@@ -376,9 +409,15 @@ class Cloud:
                 "topic": self.topic.stats(),
                 "signalr": {"connections": self.signalr.connections(), "sent": self.signalr.sent()},
                 "market": None if self.market is None else self.market.stats(),
+                "webhook": None if self.webhook is None else self.webhook.stats(),
                 "discord": self.discord.stats(),
                 "oidc": self.oidc.stats(),
-                "faults": {"on": self.faults.shown(), "hits": dict(self.faults.hits)},
+                "mailbox": self.mailbox.stats(),
+                "faults": {
+                    "on": self.faults.shown(),
+                    "hits": dict(self.faults.hits),
+                    "script": self.faults.script(),
+                },
             }
         )
 

@@ -2,7 +2,8 @@
 The switchboard of faults: what the embedded cloud does wrong on purpose, and how often.
 
 ``PUT /faults`` replaces what is switched on, ``GET`` shows it in the same form, ``DELETE`` ends all of it.
-The dice are seeded, so the same requests in the same order meet the same faults.
+``GET /faults/known`` lists what there is to script for the replayed providers. The dice are seeded, so the same
+requests in the same order meet the same faults.
 """
 
 import asyncio
@@ -11,12 +12,14 @@ from collections import Counter
 from collections.abc import Mapping
 from http import HTTPStatus
 from random import Random
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from infra.local.replay.desk import Strike
+from infra.local.replay.refusals import REFUSALS
 from shared.errors import InvalidPayloadError
 
 Chance = Annotated[float, Field(ge=0, le=1)]
@@ -31,10 +34,26 @@ PREFIXES: Mapping[str, str] = {
     "/api/v1": "signalr",
     "/alpha_vantage": "alpha_vantage",
     "/finnhub": "finnhub",
+    "/twelve_data": "twelve_data",
+    "/polygon": "polygon",
 }
 
-# The replayed providers call ``before`` on their own, to count what struck.
-ASK_THEMSELVES = frozenset({"alpha_vantage", "finnhub"})
+# The replayed providers call ``asked`` on their own, to count what struck.
+ASK_THEMSELVES = frozenset(REFUSALS)
+
+type Kind = Literal["latency", "reset", "truncated", "html", "throttled", "stale", "prose", "refusal"]
+
+# What a step of this kind may say beside its rate, its count and where it strikes.
+DETAILS: Mapping[str, frozenset[str]] = {
+    "latency": frozenset({"ms"}),
+    "reset": frozenset(),
+    "truncated": frozenset(),
+    "html": frozenset({"status"}),
+    "throttled": frozenset({"headers", "retry_after"}),
+    "stale": frozenset({"sessions"}),
+    "prose": frozenset(),
+    "refusal": frozenset({"refusal", "headers"}),
+}
 
 
 class Fault(BaseModel):
@@ -48,6 +67,58 @@ class Fault(BaseModel):
     rate: Chance = 1
     cut: Chance = 0
     accept_then_cut: Chance = 0
+
+
+class Step(BaseModel):
+    """
+    One fault of a provider's script: of the calls whose path and query hold *where*, it strikes *rate* of them.
+
+    After *times* strikes it is over; without it it goes on.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    kind: Kind
+    rate: Chance = 1
+    times: Annotated[int, Field(ge=1)] | None = None
+    where: str = ""
+    ms: Milliseconds = 1000
+    status: Annotated[int, Field(ge=500, le=599)] = 502
+    headers: bool = True
+    retry_after: Annotated[float, Field(ge=0)] | None = None
+    sessions: Annotated[int, Field(ge=1, le=250)] = 1
+    refusal: str = ""
+
+    @model_validator(mode="after")
+    def _is_one_thing(self) -> Self:
+        known = DETAILS[self.kind] | {"kind", "rate", "times", "where"}
+        if foreign := sorted(self.model_fields_set - known):
+            raise ValueError(f"{foreign[0]!r} says nothing of {self.kind!r}; it takes {', '.join(sorted(known))}")
+        if self.kind == "refusal" and not self.refusal:
+            raise ValueError("'refusal' is missing: name one of those that GET /faults/known lists")
+        return self
+
+    def strike(self) -> Strike:
+        """What the provider shall do."""
+        match self.kind:
+            case "truncated":
+                return Strike(is_truncated=True)
+            case "html":
+                return Strike(page=self.status)
+            case "stale":
+                return Strike(sessions=self.sessions)
+            case "prose":
+                return Strike(refusal="unknown_sentence")
+            case "throttled":
+                return Strike(refusal="per_minute", status=429, retry_after=self.retry_after, is_bare=not self.headers)
+            case _:
+                return Strike(refusal=self.refusal, is_bare=not self.headers)
+
+
+class ProviderFault(Fault):
+    """What goes wrong with a replayed provider: as with every target, and by a script, whose first strike counts."""
+
+    script: list[Step] = []
 
 
 class TopicFault(Fault):
@@ -76,9 +147,20 @@ class Faults(BaseModel):
     topic: TopicFault | None = None
     discord: Fault | None = None
     signalr: Fault | None = None
-    alpha_vantage: Fault | None = None
-    finnhub: Fault | None = None
+    alpha_vantage: ProviderFault | None = None
+    finnhub: ProviderFault | None = None
+    twelve_data: ProviderFault | None = None
+    polygon: ProviderFault | None = None
     clock: ClockFault | None = None
+
+    @model_validator(mode="after")
+    def _knows_its_refusals(self) -> Self:
+        for target, known in REFUSALS.items():
+            fault = getattr(self, target)
+            for step in fault.script if fault else ():
+                if step.refusal and step.refusal not in known:
+                    raise ValueError(f"{target} has no refusal {step.refusal!r}; known are {', '.join(known)}")
+        return self
 
 
 class Switchboard:
@@ -88,6 +170,7 @@ class Switchboard:
         self._faults = Faults()
         self._dice = Random(0)  # noqa: S311 - dice must be repeatable, not secret
         self.hits: Counter[str] = Counter()
+        self._struck: Counter[tuple[str, int]] = Counter()
 
     def set(self, wanted: object) -> None:
         """
@@ -103,6 +186,7 @@ class Switchboard:
             raise InvalidPayloadError(_explain(e)) from e
         self._dice.seed(self._faults.seed)
         self.hits.clear()
+        self._struck.clear()
 
     def clear(self) -> None:
         """Switch everything off."""
@@ -111,6 +195,19 @@ class Switchboard:
     def shown(self) -> dict[str, Any]:
         """What is on, in the form that ``set`` takes."""
         return self._faults.model_dump(exclude_unset=True)
+
+    def script(self) -> list[dict[str, Any]]:
+        """Every step of every script with how often it struck; ``left`` is None where it never ends."""
+        return [
+            {
+                "target": target,
+                **step.model_dump(exclude_unset=True),
+                "struck": self._struck[target, place],
+                "left": None if step.times is None else step.times - self._struck[target, place],
+            }
+            for target in REFUSALS
+            for place, step in enumerate(self._script(target))
+        ]
 
     @property
     def topic(self) -> TopicFault:
@@ -146,6 +243,26 @@ class Switchboard:
             return _refusal(fault.status, fault.retry_after)
         return None
 
+    async def asked(self, provider: str, request: web.Request) -> web.Response | Strike | None:
+        """Strike as ``before`` does, then by the provider's script."""
+        answer = await self.before(provider, request)
+        if answer is not None:
+            return answer
+        for place, step in enumerate(self._script(provider)):
+            is_over = step.times is not None and self._struck[provider, place] >= step.times
+            if is_over or step.where not in request.path_qs:
+                continue
+            if not self.strikes(f"{provider}.{step.kind}", step.rate):
+                continue
+            self._struck[provider, place] += 1
+            if step.kind == "latency":
+                await asyncio.sleep(step.ms / 1000)
+            elif step.kind == "reset":
+                return _cut(request)
+            else:
+                return step.strike()
+        return None
+
     async def after[R: web.StreamResponse](self, target: str, request: web.Request, response: R) -> R:
         """Strike after the request took effect: the caller must not learn what became of it."""
         fault = self._fault(target)
@@ -174,11 +291,24 @@ class Switchboard:
             web.get("/faults", self._show),
             web.put("/faults", self._replace),
             web.delete("/faults", self._end),
+            web.get("/faults/known", self._show_known),
         ]
 
     def _fault(self, target: str) -> Fault | None:
         fault = getattr(self._faults, target, None)
         return fault if isinstance(fault, Fault) else None
+
+    def _script(self, target: str) -> list[Step]:
+        fault = self._fault(target)
+        return fault.script if isinstance(fault, ProviderFault) else []
+
+    async def _show_known(self, request: web.Request) -> web.Response:
+        kinds = {kind: sorted(details) for kind, details in DETAILS.items()}
+        refusals = {
+            target: {one.reason: {"status": one.status, "body": one.body} for one in known.values()}
+            for target, known in REFUSALS.items()
+        }
+        return web.json_response({"kinds": kinds, "refusals": refusals})
 
     async def _show(self, request: web.Request) -> web.Response:
         return web.json_response(self.shown())
@@ -221,6 +351,8 @@ def _refusal(status: int, retry_after: float) -> web.Response:
 def _explain(e: ValidationError) -> str:
     first = e.errors(include_url=False)[0]
     match first["type"], first["loc"]:
+        case "value_error", ():
+            return str(first["ctx"]["error"])
         case _, ():
             return "the body is one object of targets, such as {'discord': {'status': 500}}"
         case "extra_forbidden", (target,):

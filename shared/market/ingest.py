@@ -1,13 +1,17 @@
-"""Which slots are due, and how their bars get in. Derived from stored state, so a missed timer costs nothing."""
+"""
+Which slots are due, and how their bars get in. Derived from stored state, so a missed timer costs nothing.
+
+Each fetch shows some bars again that are held: one that changed means a split or a correction, and the history is
+written again under the next revision. A provider that is gone is replaced by one that agrees with the bars held.
+"""
 
 import asyncio
 import hashlib
 import tomllib
-from bisect import bisect_left
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +23,49 @@ from shared.errors import (
     ConfigurationError,
     ConflictError,
     InvalidPayloadError,
+    NotEntitledError,
     NotFoundError,
     PermanentError,
     RateLimitedError,
+    RefusedError,
     StaleError,
     TransientError,
     TroopError,
     UnavailableError,
+    UnknownSymbolError,
 )
 from shared.events import EventPublisher
-from shared.market.events import BarsIngested
+from shared.market.actions import (
+    Actions,
+    Provenance,
+    Split,
+    contradiction,
+    disbelief,
+    may_be_split,
+    splits_of,
+    with_marks,
+    with_splits,
+)
+from shared.market.earnings import Earnings
+from shared.market.events import BarsIngested, EarningsReported
 from shared.market.fetcher import Fetcher
+from shared.market.health import LeftAloneError
 from shared.market.models import (
     Adjustment,
     Bar,
     Columns,
+    EarningsDate,
     Fetched,
     Interval,
+    Priority,
     instant_of,
     interval_of,
     minute_of,
     symbol_of,
 )
 from shared.market.sessions import calendar
-from shared.market.stores import SYSTEM, Bars, Quotes, Series, SeriesStore, WantedQuote
-from shared.telemetry import get_logger, span
+from shared.market.stores import SYSTEM, BarPage, Bars, Quotes, Series, SeriesStore, WantedQuote, merged
+from shared.telemetry import get_logger, redact, span
 
 log = get_logger(__name__)
 
@@ -57,8 +79,18 @@ REPEAT_AFTER = timedelta(seconds=20)
 FIRST_WAIT = timedelta(minutes=15)
 OUTAGE_WAIT = timedelta(minutes=1)
 LONGEST_WAIT = timedelta(days=1)
-SAME = 1e-6
-"""Relative difference up to which two prices of one bar count as the same (providers round to 4 decimals)."""
+OVERLAP = 3
+"""So many of the bars held are fetched again with each increment; fewer where a page of them has just begun."""
+SLICES = 8
+"""In so many fetches at most a whole history is taken again: long ones come in slices."""
+LONG_OUTAGE, MANY_MISSES = timedelta(minutes=2), 3
+"""A provider that is left alone for so long may be replaced, and otherwise at every so many slots that it missed."""
+GONE = (NotEntitledError, UnknownSymbolError, ConfigurationError, LeftAloneError)
+"""What a provider that is gone, perhaps for good, is known by."""
+MINUTE = timedelta(minutes=1)
+LAST_INSTANT = datetime.max.replace(tzinfo=UTC)
+ASKED_LATELY = timedelta(hours=1)
+"""A quote somebody asked for in this time (wall) goes before all others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +116,9 @@ class Ingest:
     delay: timedelta
     live_from: datetime | None
     watchlist_file: Path
+    actions: Actions | None = None
+    provenance: Provenance | None = None
+    earnings: Earnings | None = None
 
     async def ingest(self) -> int:
         """Do every slot that is due by the market clock, oldest first, for at most 8 s; returns how many."""
@@ -102,7 +137,7 @@ class Ingest:
                 left = (deadline - self.wall.now()).total_seconds() + OVERTIME
                 try:
                     async with asyncio.timeout(left):
-                        await self._slot(series)
+                        await self._slot(series, deadline=deadline)
                 except TimeoutError:  # as safe as a kill: what is stored is stored, the rest is still due
                     await self._postpone_safely(series, UnavailableError("the slot took too long"))
                 done += 1
@@ -175,11 +210,11 @@ class Ingest:
                 continue  # a reader noted its interest, or a refresh came in, at the same moment
             return
 
-    async def _slot(self, series: Series) -> None:
+    async def _slot(self, series: Series, *, deadline: datetime | None = None) -> None:
         """One slot; no trouble of one series may end the others."""
         with span("series.ingest", symbol=series.symbol, interval=series.interval):
             try:
-                await self._ingest(series)
+                await self._ingest(series, deadline=deadline)
             except (StaleError, ConflictError) as e:
                 log.info("slot.raced", series=series.key, reason=str(e))  # another instance did it: see next time
             except TroopError as e:
@@ -194,7 +229,8 @@ class Ingest:
         except TroopError as trouble:
             log.warning("slot.left_due", series=series.key, reason=str(trouble))  # storage itself is in trouble
 
-    async def _ingest(self, series: Series) -> None:
+    async def _ingest(self, series: Series, *, deadline: datetime | None = None, look: bool = False) -> None:
+        """Bring in what has closed; with *look* the provider is asked although nothing has."""
         if not series.is_active:
             return
         now = self.market.now()
@@ -204,24 +240,26 @@ class Ingest:
         owed = stored is not None and (series.evaluated_through is None or series.evaluated_through < stored)
         if newest and stored and owed:
             series = await self._repeat(series, newest.recorded_at, stored)
-        if stored and stored >= expected:
+        if stored and stored >= expected and not look:
             if not owed:
-                await self.series.save(replace(series, due_at=self.next_due(series.interval, stored)))
+                due_at = self.next_due(series.interval, stored)
+                await self.series.save(replace(series, due_at=due_at, misses=0, trouble=None))
             return
-        fetched = await self.fetcher.bars(
-            series.symbol, series.interval, since=stored, now=now, provider=series.provider
-        )
+        fetched = await self._fetch(series, newest, now, deadline)
         for row in fetched.refused_rows:
             log.warning("bar.refused", series=series.key, provider=fetched.provider, reason=row)
         closed = [b for b in fetched.bars if b.closed_at <= now]
-        if newest and _was_revised(newest.columns, closed):
-            series, closed = await self._revise(series, now)
+        if newest and (why := await self._contradiction(series, newest, fetched, closed)):
+            series, closed = await self._revise(series, now, why, deadline)
             newest = None
+        else:
+            closed = await self._marked(series, fetched, closed, since=stored)
         new = [b for b in closed if stored is None or b.closed_at > stored]
         if not new:
-            await self._miss(series, now, fetched)
+            if not look:
+                await self._miss(series, now, fetched)
             return
-        if series.provider is None or series.misses or series.trouble:
+        if series.provider != fetched.provider or series.misses or series.trouble:
             series = await self.series.save(
                 replace(series, provider=fetched.provider, adjustment=fetched.adjustment, misses=0, trouble=None)
             )
@@ -229,22 +267,185 @@ class Ingest:
         log.info("bars.stored", series=series.key, count=len(new), through=format_instant(new[-1].closed_at))
         await self._tell(series, new[0].closed_at, new[-1].closed_at, len(new))
 
-    async def _revise(self, series: Series, now: datetime) -> tuple[Series, list[Bar]]:
-        """The provider changed history (a split, a correction): write all of it again under the next revision."""
-        whole = await self.fetcher.bars(series.symbol, series.interval, since=None, now=now, provider=series.provider)
-        closed = [b for b in whole.bars if b.closed_at <= now]
+    async def _fetch(self, series: Series, newest: BarPage | None, now: datetime, deadline: datetime | None) -> Fetched:
+        """What the provider has behind the bars held, the last of these again."""
+        if newest is None:
+            return await self._fetch_first(series, series.provider, now, deadline)
+        held = newest.columns[-OVERLAP:]
+        try:
+            fetched = await self.fetcher.bars(
+                series.symbol,
+                series.interval,
+                since=instant_of(held.closed[0]),
+                now=now,
+                provider=series.provider,
+                deadline=deadline,
+            )
+        except GONE as e:
+            if series.provider is None or series.adjustment is None or not _is_gone(e, series):
+                raise
+            return await self._stand_in(series, held, now, deadline, e)
+        if series.adjustment not in (None, fetched.adjustment):
+            raise RefusedError(
+                f"{fetched.provider} now sells {fetched.adjustment} prices of {series.key}; those held are "
+                f"{series.adjustment}, and the two never mix"
+            )
+        return fetched
+
+    async def _fetch_first(
+        self, series: Series, provider: str | None, now: datetime, deadline: datetime | None
+    ) -> Fetched:
+        """A first history, which can wait; where no bar is held who was chosen before can be left for good reason."""
+        try:
+            return await self.fetcher.bars(
+                series.symbol,
+                series.interval,
+                since=None,
+                now=now,
+                provider=provider,
+                priority=Priority.BACKFILL,
+                deadline=deadline,
+                is_first=True,
+            )
+        except GONE as e:
+            if provider is None or not _is_gone(e, series):
+                raise
+        return await self._fetch_first(series, None, now, deadline)
+
+    async def _stand_in(
+        self, series: Series, held: Columns, now: datetime, deadline: datetime | None, e: TroopError
+    ) -> Fetched:
+        """Let another provider go on with the series, if it says the same of the bars held."""
+        assert series.provider is not None, "only a provider that there was can be gone"  # noqa: S101
+        assert series.adjustment is not None, "bars that are held are adjusted or not"  # noqa: S101
+        try:
+            fetched = await self.fetcher.stand_in(
+                series.symbol,
+                series.interval,
+                held=[held.bar(i) for i in range(len(held))],
+                adjustment=series.adjustment,
+                instead_of=series.provider,
+                now=now,
+                deadline=deadline,
+            )
+        except TroopError as why:
+            # Kept as what it was: how long to wait depends on what became of the series' own provider.
+            e.args = (f"{e}; nobody stands in: {why}",)
+            raise e from None
+        if not any(held.closed[-1] < minute_of(b.closed_at) and b.closed_at <= now for b in fetched.bars):
+            e.args = (f"{e}; {fetched.provider} could stand in, but has nothing newer",)
+            raise e
+        through = instant_of(held.closed[-1])
+        await self._record(series, "provider", fetched.provider, series.revision, through, now, reason=str(e))
+        log.warning("series.moved", series=series.key, former=series.provider, provider=fetched.provider, reason=str(e))
+        return fetched
+
+    async def _contradiction(
+        self, series: Series, newest: BarPage, fetched: Fetched, closed: Sequence[Bar]
+    ) -> str | None:
+        """In what the provider now says something else of bars we hold; None: in nothing."""
+        if fetched.provider != series.provider:
+            return None  # compared already, before it was let in
+        held = newest.columns[-OVERLAP:]
+        why = contradiction(held, closed)
+        if why and self.provenance:
+            why = contradiction(held, closed, rounded_through=await self.provenance.rounded_through(series))
+        return why
+
+    async def _marked(
+        self, series: Series, fetched: Fetched, closed: list[Bar], *, since: datetime | None
+    ) -> list[Bar]:
+        """The bars with the splits that are stored and that the provider does not tell."""
+        is_raw = fetched.adjustment is Adjustment.RAW
+        if not (self.actions and is_raw and may_be_split(closed, since=since)):
+            return closed
+        return with_splits(closed, splits_of(await self.actions.get(series.symbol)))
+
+    async def _revise(
+        self, series: Series, now: datetime, why: str, deadline: datetime | None
+    ) -> tuple[Series, list[Bar]]:
+        """
+        The provider changed history: take all of it again, and write it under the next revision if it can be believed.
+
+        What it does not tell any more of prices as traded is as true as ever, and kept.
+        """
+        log.warning("series.contradicted", series=series.key, provider=series.provider, reason=why)
+        splits = await self._splits_told(series, deadline)
         held = await self.bars.window(series.key, series.revision, since=None, lookback=0)
-        if not closed or minute_of(closed[-1].closed_at) < held.closed[-1]:
-            raise UnavailableError("the provider's new history ends before what is stored")
-        first = minute_of(closed[0].closed_at)
-        if first > held.closed[0]:
-            if series.adjustment is not Adjustment.RAW:
-                raise UnavailableError("the provider's new history begins after what is stored")
-            # Raw prices from before the provider's answer are as true as ever.
-            closed = [held.bar(i) for i in range(bisect_left(held.closed, first))] + closed
-        await self.bars.append(series.key, series.interval, series.revision + 1, closed)
-        log.warning("series.revised", series=series.key, revision=series.revision + 1)
-        return await self.series.save(replace(series, revision=series.revision + 1)), closed
+        bars = await self._history(series, instant_of(held.closed[0]), now, deadline)
+        adjustment = series.adjustment or Adjustment.RAW
+        if adjustment is Adjustment.RAW:
+            bars = with_splits(with_marks(held, bars), splits)
+        fresh = Columns.of(bars)
+        if no := disbelief(held, fresh, splits, adjustment):
+            raise RefusedError(f"{series.provider} changed history, and it is not believed: {why}; {no}")
+        history = merged(held, fresh) if adjustment is Adjustment.RAW else fresh
+        series = await self.series.claim(series)
+        through = instant_of(held.closed[-1])
+        await self._record(
+            series, "revision", series.provider or "", series.claimed, through, now, reason=why, splits=splits
+        )
+        await self.bars.rewrite(series.key, series.interval, series.claimed, history)
+        log.warning("series.revised", series=series.key, revision=series.claimed, reason=why)
+        return await self.series.save(replace(series, revision=series.claimed)), bars
+
+    async def _history(self, series: Series, first: datetime, now: datetime, deadline: datetime | None) -> list[Bar]:
+        """What the provider has of the series, slice by slice, from the bar closing at *first* to the newest."""
+        newest = calendar().last_bar_close(series.interval, now - self.delay)
+        bars: list[Bar] = []
+        for _ in range(SLICES):
+            since = bars[-1].closed_at if bars else first - MINUTE
+            part = await self.fetcher.bars(
+                series.symbol, series.interval, since=since, now=now, provider=series.provider, deadline=deadline
+            )
+            if series.adjustment not in (None, part.adjustment):
+                raise RefusedError(f"{part.provider} now sells {part.adjustment} prices of {series.key}")
+            more = [b for b in part.bars if since < b.closed_at <= now]
+            bars += more
+            if not more or bars[-1].closed_at >= newest:
+                break
+        return bars
+
+    async def _splits_told(self, series: Series, deadline: datetime | None) -> list[Split]:
+        """
+        The splits that providers tell of now, stored; those stored before where none can be asked.
+
+        Who is down may be back at the next slot: a revision waits for that, but not for long.
+        """
+        if self.actions is None:
+            return []
+        try:
+            told = await self.fetcher.actions(series.symbol, priority=Priority.LIVE, deadline=deadline)
+        except TroopError as e:
+            if isinstance(e, UnavailableError) and series.misses < MANY_MISSES:
+                raise
+            log.info("actions.unknown", symbol=series.symbol, reason=f"{type(e).__name__}: {e}")
+            return splits_of(await self.actions.get(series.symbol))
+        return splits_of(await self.actions.keep(series.symbol, told))
+
+    async def _record(
+        self,
+        series: Series,
+        kind: str,
+        provider: str,
+        revision: int,
+        through: datetime,
+        now: datetime,
+        *,
+        reason: str,
+        splits: Sequence[Split] = (),
+    ) -> None:
+        if self.provenance:
+            await self.provenance.record(
+                series,
+                kind=kind,
+                provider=provider,
+                revision=revision,
+                through=through,
+                occurred_at=now,
+                reason=redact(reason),
+                splits=splits,
+            )
 
     async def _repeat(self, series: Series, recorded_at: datetime, stored: datetime) -> Series:
         """Tell again of stored bars that nobody has evaluated for a while, once in a while."""
@@ -320,18 +521,30 @@ class Ingest:
         """The market instant at which the first bar closing after *after* can be fetched."""
         return calendar().next_bar_close(interval, after) + self.delay
 
+    # --- quotes, and the slots that reports make
+
     async def refresh_quotes(self) -> int:
-        """Fetch the quotes that are due: every 15 minutes of an open session, and once after it."""
+        """
+        Fetch the quotes that are due: every 15 minutes of an open session, once after it, and when a report is out.
+
+        A report makes the symbol's series due as well: what they hold is compared with the provider's word.
+        """
         deadline = self.wall.now() + BUDGET
         now = self.market.now()
+        await self._plan_reports(now, deadline)
+        due = await self.quotes.due(now, 20)
+        asked = await self._asked_lately() if due else frozenset()
         done = 0
-        for wanted in await self.quotes.due(now, 20):
+        for wanted in due:
             if self.wall.now() >= deadline:
                 break
-            open_session = calendar().session_at(now)
-            again = now + FIRST_WAIT if open_session else calendar().next_close(now).opens_at
+            again = now + FIRST_WAIT if calendar().session_at(now) else calendar().next_close(now).opens_at
+            priority = Priority.LIVE if wanted.symbol in asked else Priority.BACKFILL
+            report = None
             try:
-                quote = await self.fetcher.quote(wanted.symbol)
+                report = await self._serve_reports(wanted.symbol, now, deadline)
+                again = min(report or LAST_INSTANT, again)
+                quote = await self.fetcher.quote(wanted.symbol, priority=priority, deadline=deadline)
                 fresh = replace(wanted, quote=quote, recorded_at=self.wall.now(), wanted=0, due_at=again)
                 await self.quotes.put(fresh)
                 done += 1
@@ -347,8 +560,91 @@ class Ingest:
             except PermanentError as e:
                 log.warning("quote.refused", symbol=wanted.symbol, reason=str(e))
                 with suppress(StaleError):  # a reader noted its interest: it stays due
-                    await self.quotes.put(replace(wanted, due_at=now + LONGEST_WAIT))
+                    await self.quotes.put(replace(wanted, due_at=min(report or LAST_INSTANT, now + LONGEST_WAIT)))
         return done
+
+    async def reported(self, event: EarningsReported) -> None:
+        """A company has reported: if we watch it, the slot of its report is due now; told twice it is served once."""
+        wanted = await self.quotes.get(event.symbol)
+        if self.earnings is None or wanted is None or wanted.due_at is None:
+            return
+        now = self.market.now()
+        diary = await self.earnings.reported(event, now=now)
+        if diary.is_due(now):
+            await self._bring_forward(event.symbol, now)
+
+    async def _plan_reports(self, now: datetime, deadline: datetime) -> None:
+        """Fetch the earnings calendar once a market day, while the market is open, and set the slots of the day."""
+        session = calendar().session_at(now)
+        if self.earnings is None or session is None:
+            return
+        is_sold = any(hasattr(provider, "earnings") for provider in self.fetcher.providers)
+        if not is_sold or not await self.earnings.is_wanted(session.date):
+            return
+        # No further than the next session: a provider that cuts a long answer may cut off today.
+        first, last = session.date, calendar().next_close(session.closes_at).date
+        try:
+            told = await self.fetcher.earnings(first=first, last=last, priority=Priority.BACKFILL, deadline=deadline)
+        except TroopError as e:
+            log.info("earnings.postponed", reason=f"{type(e).__name__}: {e}")
+            self.earnings.rest()
+            return
+        watched = {series.symbol for series in await self.series.all() if series.is_active}
+        reports: dict[str, list[EarningsDate]] = {}
+        for report in told:
+            if report.symbol in watched:
+                reports.setdefault(report.symbol, []).append(report)
+        for symbol, found in sorted(reports.items()):
+            diary = await self.earnings.plan(symbol, found, first=first, last=last)
+            slot = now if diary.is_due(now) else diary.next_after(now)
+            if slot:
+                await self._bring_forward(symbol, slot)
+        await self.earnings.fetched(session.date)
+        log.info("earnings.planned", day=str(first), reports=len(told), watched=len(reports))
+
+    async def _serve_reports(self, symbol: str, now: datetime, deadline: datetime) -> datetime | None:
+        """Look at the series of a symbol whose report is out; returns the market instant of its next slot, if any."""
+        diary = await self.earnings.get(symbol) if self.earnings else None
+        if self.earnings is None or diary is None:
+            return None
+        if diary.is_due(now):
+            for interval in Interval:
+                try:
+                    series = await self.series.get(symbol, interval)
+                except NotFoundError:
+                    continue
+                if not await self._look(series, deadline):
+                    return now + FIRST_WAIT
+            diary = await self.earnings.served(symbol, now)
+        return diary.next_after(now)
+
+    async def _look(self, series: Series, deadline: datetime) -> bool:
+        """Whether a series was looked at as far as it can be; what passes by itself is worth another try."""
+        left = (deadline - self.wall.now()).total_seconds() + OVERTIME
+        with span("series.look", symbol=series.symbol, interval=series.interval):
+            try:
+                async with asyncio.timeout(left):
+                    await self._ingest(series, deadline=deadline, look=True)
+            except (TransientError, ConflictError, TimeoutError) as e:
+                log.info("look.postponed", series=series.key, reason=f"{type(e).__name__}: {e}")
+                return False
+            except TroopError as e:
+                log.warning("look.refused", series=series.key, reason=f"{type(e).__name__}: {e}")
+        return True
+
+    async def _bring_forward(self, symbol: str, at: datetime) -> None:
+        """Have the quote of a watched symbol due at market instant *at* or before."""
+        while (known := await self.quotes.get(symbol)) and known.due_at and known.due_at > at:
+            try:
+                await self.quotes.put(replace(known, due_at=at))
+            except StaleError:
+                continue  # a refresh came in at the same moment
+            return
+
+    async def _asked_lately(self) -> frozenset[str]:
+        """The symbols that somebody asked for in this hour or the one before."""
+        since = (self.wall.now() - ASKED_LATELY).replace(minute=0, second=0, microsecond=0)
+        return frozenset(asked.symbol for asked in await self.quotes.interest.since(since))
 
 
 def read_watchlist(text: str, name: str) -> list[Watch]:
@@ -400,10 +696,10 @@ def _text_of(path: Path) -> str:
         raise ConfigurationError(f"WATCHLIST_FILE: {path} is no UTF-8 text") from e
 
 
-def _was_revised(stored: Columns, fetched: Sequence[Bar]) -> bool:
-    """Whether the provider now says something else about the last bar we hold."""
-    last = stored.closed[-1]
-    for bar in fetched:
-        if minute_of(bar.closed_at) == last:
-            return abs(bar.close - stored.close[-1]) > SAME * stored.close[-1]
-    return False
+def _is_gone(e: TroopError, series: Series) -> bool:
+    """Whether the provider of a series will not be back soon."""
+    if not isinstance(e, LeftAloneError):
+        return True
+    if series.misses % MANY_MISSES:
+        return False  # others were asked in vain not long ago
+    return series.misses > 0 or (e.retry_after is not None and e.retry_after >= LONG_OUTAGE)

@@ -5,8 +5,8 @@ import re
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from enum import StrEnum
+from datetime import UTC, date, datetime, timedelta
+from enum import IntEnum, StrEnum
 from typing import Any
 
 from shared.errors import InvalidPayloadError
@@ -107,6 +107,73 @@ class Quote:
             raise InvalidPayloadError(f"{self.symbol}: a price must be above 0, not {self.price}")
         if self.as_of.utcoffset() is None:
             raise InvalidPayloadError(f"{self.symbol}: as_of must carry a zone")
+
+
+class Priority(IntEnum):
+    """What a call is for; the smaller goes first when calls are scarce."""
+
+    LIVE = 0
+    ASKED = 1
+    SCORING = 2
+    BACKFILL = 3
+    PREFETCH = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewsItem:
+    """
+    One article about some symbols. ``sentiment`` lies between -1 (bearish) and 1 (bullish); None: not rated.
+
+    ``news_id`` is the provider's own id where it gives one, else its URL.
+    """
+
+    news_id: str
+    published_at: datetime
+    title: str
+    summary: str
+    url: str
+    source: str
+    symbols: Sequence[str]
+    sentiment: float | None
+    provider: str
+
+
+class ReportTime(StrEnum):
+    """When on its day a company reports: before the market opens, after it closes, or during the session."""
+
+    BEFORE_OPEN = "bmo"
+    AFTER_CLOSE = "amc"
+    DURING = "dmh"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EarningsDate:
+    """One line of the earnings calendar; estimates and results are None while nobody knows them."""
+
+    symbol: str
+    day: date
+    time: ReportTime
+    eps_estimate: float | None
+    eps_actual: float | None
+    revenue_estimate: float | None
+    revenue_actual: float | None
+    provider: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CorporateAction:
+    """
+    What a company did to its shares on a day, effective at that session's open.
+
+    ``split`` is new shares for one old (1.0: none), ``dividend`` what a share was paid.
+    """
+
+    symbol: str
+    day: date
+    split: float
+    dividend: float
+    provider: str
 
 
 class Adjustment(StrEnum):

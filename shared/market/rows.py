@@ -1,12 +1,18 @@
 """From a provider's rows to bars: what cannot be true is left out and named."""
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, date, datetime
+from itertools import pairwise
 from math import inf
 
 from shared.errors import ConfigurationError, InvalidPayloadError
 from shared.market.models import Adjustment, Bar, Fetched, Interval
 from shared.market.sessions import Calendar
+
+JUMP = 1.25
+"""Between two sessions a price that moves by this factor may have been split."""
 
 
 class Rows:
@@ -33,6 +39,7 @@ class Rows:
         *opening* is the session's date for a daily bar, and the instant the bar opens otherwise. The split of
         a row that is left out moves on to the next bar, which is the first to be traded in new shares.
         """
+        label = _printable(label)
         try:
             span = self._span(label, opening)
             if span is None or span[1] > self._now:
@@ -52,6 +59,8 @@ class Rows:
                 volume=volume,
                 split=self._split_owed,
             )
+        except OverflowError:
+            self._refused.append(f"{label}: its time is in no calendar")
         except (InvalidPayloadError, ConfigurationError) as e:
             self._refused.append(f"{label}: {e}")
         else:
@@ -60,7 +69,34 @@ class Rows:
 
     def refuse(self, label: str, why: str) -> None:
         """Name a row that cannot even be read."""
-        self._refused.append(f"{label}: {why}")
+        self._refused.append(f"{_printable(label)}: {why}")
+
+    def may_hide_a_split(self, *, since: datetime | None) -> bool:
+        """
+        Whether a price that closed after *since* jumped between two sessions, with no split told.
+
+        Without a bar before the jump it cannot be seen.
+        """
+        for before, after in pairwise(self.bars):
+            is_new = since is None or after.closed_at > since
+            jumped = after.split == 1.0 and not 1 / JUMP < after.open / before.close < JUMP
+            if is_new and jumped and self._day(before) != self._day(after):
+                return True
+        return False
+
+    def mark_splits(self, splits: Iterable[tuple[date, float]]) -> None:
+        """
+        Mark splits, told apart from the bars by their effective day, on the bars that were first to trade after them.
+
+        Splits before the first bar are of no concern to these. A fetch that begins in the middle of the
+        effective session leaves out the first bar of the new shares, and so the mark.
+        """
+        days = [self._day(bar) for bar in self.bars]
+        for effective, factor in splits:
+            place = bisect_left(days, effective)
+            if place == len(days) or (place == 0 and (effective < days[0] or not self._begins_a_session())):
+                continue
+            self.bars[place] = replace(self.bars[place], split=self.bars[place].split * factor)
 
     def fetched(self, *, symbol: str, provider: str, adjustment: Adjustment) -> Fetched:
         """Everything gathered, as the answer of the provider port."""
@@ -77,6 +113,14 @@ class Rows:
             refused_rows=tuple(refused),
         )
 
+    def _day(self, bar: Bar) -> date:
+        return bar.opened_at.astimezone(self.market.zone).date()
+
+    def _begins_a_session(self) -> bool:
+        first = self.bars[0].opened_at
+        session = self.market.session_at(first)
+        return session is not None and session.opens_at == first
+
     def _span(self, label: str, opening: date | datetime) -> tuple[datetime, datetime] | None:
         if not isinstance(opening, datetime):
             return self.market.bar_of_date(opening)
@@ -84,6 +128,11 @@ class Rows:
             self._outside.append(label)
             return None
         return opening.astimezone(UTC), self.market.bar_opening_at(self._interval, opening)
+
+
+def _printable(label: str) -> str:
+    # JSON can spell half a surrogate pair, which nothing could store.
+    return label[:60].encode("ascii", "backslashreplace").decode()
 
 
 def _factor(value: object) -> float:
@@ -99,4 +148,5 @@ def _number(value: object, name: str) -> float:
             return float(value)
         except (ValueError, OverflowError):
             pass
-    raise InvalidPayloadError(f"{name} is {str(value)[:20]!r}, not a number")
+    told = type(value).__name__ if isinstance(value, list | dict) else repr(str(value)[:20])
+    raise InvalidPayloadError(f"{name} is {told}, not a number")

@@ -1,21 +1,43 @@
-"""What people can ask of the market room over HTTP; a read never spends a provider call."""
+"""
+What people can ask of the market room over HTTP.
 
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
-from typing import Any
+``Market`` reads what is stored and never spends a provider call; ``Supply`` is how well we are supplied, and what
+callers we know have fetched.
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Any, Literal
 
 import azure.functions as func
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shared.clock import Clock, parse_instant
 from shared.documents import sort_key
-from shared.errors import ConflictError, NotFoundError, StaleError
-from shared.http import cursor_of, limit_of, sort_of
+from shared.errors import InvalidPayloadError, NotFoundError
+from shared.http import cursor_of, limit_of, listed, sort_of
+from shared.market.callers import Caller
+from shared.market.fetcher import Fetcher, ProviderStatus
+from shared.market.fetches import Fetch, Fetches, Wanted
+from shared.market.gaps import Kind, Stretch
 from shared.market.ingest import Ingest, Watch
-from shared.market.models import Interval, instant_of, interval_of, minute_of, symbol_of
+from shared.market.library import MINUTE, Library, quote_is_stale
+from shared.market.models import EPOCH, Columns, Interval, Priority, instant_of, interval_of, minute_of, symbol_of
+from shared.market.prefetching import Prefetching, PrefetchReport
 from shared.market.sessions import calendar
-from shared.market.stores import Bars, Quotes, Series, SeriesStore, WantedQuote
+from shared.market.stores import Bars, Quotes, Series, SeriesStore
 
-STALE_QUOTE = timedelta(minutes=20)
+SHOWN = {Interval.MINUTE: timedelta(days=30), Interval.HOUR: timedelta(days=730)}
+"""How much of a long series /api/coverage looks at unless told; days are looked at from the first on."""
+MOST_BARS = 120_000
+"""How many bars /api/coverage looks at in one answer: a year of minutes."""
+MOST_RANGES = 500
+_OPEN = 0.2
+"""The share of the time that an exchange is open, a little less than it is."""
+_LATEST = datetime(9000, 1, 1, tzinfo=UTC)
+DAY = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,19 +52,24 @@ class Market:
     delay: timedelta
 
     async def list_bars(self, req: func.HttpRequest) -> dict[str, Any]:
-        """Bars newest first, by ``?interval=``, ``?limit=`` and ``?cursor=``."""
+        """Bars newest first, by ``?interval=``, ``?from=``, ``?to=``, ``?limit=`` and ``?cursor=``."""
         series = await self._series(req)
         count = limit_of(req)
         cursor = req.params.get("cursor")
-        through = parse_instant(sort_of(cursor).split("|", 1)[0]) if cursor else None
-        before = sort_key(through, "~") if through else None
-        columns = await self.bars.latest(series.key, series.revision, before=before, count=count + 65)
-        if through:
-            limit = minute_of(through)
-            keep = sum(1 for minute in columns.closed if minute < limit)
-            columns = columns[:keep]
+        first, last = range_of(req)
+        await self.quotes.interest.note(series.symbol)
+        end = minute_of(last) + 1 if last else None
+        if cursor:
+            place = minute_of(parse_instant(sort_of(cursor).split("|", 1)[0]))
+            end = min(end, place) if end else place
+        columns = await self.bars.latest(series.key, series.revision, end=end, count=count + 1)
+        if end is None:
+            newest = instant_of(columns.closed[-1]) if len(columns) else None
+        else:
+            extent = await self.bars.extent(series.key, series.revision)
+            newest = extent.last if extent else None
+        columns = columns[_count_below(columns, first) :]
         shown = columns[max(0, len(columns) - count) :]
-        as_of = instant_of(columns.closed[-1]) if len(columns) else None
         more = len(columns) > len(shown)
         items = [
             {
@@ -57,7 +84,6 @@ class Market:
             }
             for i in reversed(range(len(shown)))
         ]
-        newest = as_of if not cursor else series.evaluated_through
         return {
             "items": items,
             "next": cursor_of(sort_key(instant_of(shown.closed[0]))) if more else None,
@@ -72,34 +98,31 @@ class Market:
 
     async def quote(self, symbol: str) -> dict[str, Any]:
         """
-        The stored quote, else the newest daily close; interest in what is missing is noted.
+        The stored quote, else the newest daily close; that somebody asked is noted.
 
         Raises:
             NotFoundError: nothing is known of the symbol.
 
         """
         wanted = await self.quotes.get(symbol)
-        now = self.clock.now()
+        await self.quotes.interest.note(symbol)
         if wanted and wanted.quote:
             q = wanted.quote
-            open_session = calendar().session_at(now)
-            newest = now - STALE_QUOTE if open_session else calendar().previous_close(now).closes_at
             return {
                 "symbol": symbol,
                 "price": q.price,
                 "previous_close": q.previous_close,
                 "as_of": q.as_of,
-                "is_stale": q.as_of < newest,
+                "is_stale": quote_is_stale(q.as_of, self.clock.now()),
                 "provider": q.provider,
             }
-        await self._note_interest(wanted, symbol)
         try:
             series = await self.series.get(symbol, Interval.DAY)
         except NotFoundError:
             raise NotFoundError(
                 f"no price of {symbol} is stored; PUT /api/watchlist/{symbol} makes us follow it"
             ) from None
-        columns = await self.bars.latest(series.key, series.revision, before=None, count=2)
+        columns = await self.bars.latest(series.key, series.revision, count=2)
         if not len(columns):
             raise NotFoundError(f"no price of {symbol} is stored yet; its history is still being fetched")
         as_of = instant_of(columns.closed[-1])
@@ -115,23 +138,43 @@ class Market:
     async def describe(self, req: func.HttpRequest) -> dict[str, Any]:
         """What is held of a series."""
         s = await self._series(req)
-        columns = await self.bars.window(s.key, s.revision, since=None, lookback=0)
+        extent = await self.bars.extent(s.key, s.revision)
         return {
             **_watch_item(s),
-            "bar_count": len(columns),
-            "first_closed_at": instant_of(columns.closed[0]) if len(columns) else None,
-            "last_closed_at": instant_of(columns.closed[-1]) if len(columns) else None,
+            "bar_count": extent.count if extent else 0,
+            "first_closed_at": extent.first if extent else None,
+            "last_closed_at": extent.last if extent else None,
             "next_due_at": s.due_at,
             "provider": s.provider,
             "adjustment": s.adjustment,
             "revision": s.revision,
             "misses": s.misses,
             "entries": s.entries,
+            "changes": await self._changes(s),
         }
 
-    async def watchlist(self) -> list[dict[str, Any]]:
-        """Every series ever watched."""
-        return [_watch_item(s) for s in await self.series.all()]
+    async def _changes(self, s: Series) -> list[dict[str, Any]]:
+        """How the bars came to be what they are: other providers, other writings of their history."""
+        provenance = self.ingest.provenance
+        return [
+            {
+                "kind": c.kind,
+                "provider": c.provider,
+                "former": c.former,
+                "revision": c.revision,
+                "through": c.through,
+                "occurred_at": c.occurred_at,
+                "reason": c.reason,
+            }
+            for c in (await provenance.of(s) if provenance else ())
+        ]
+
+    async def watchlist(self, req: func.HttpRequest) -> dict[str, Any]:
+        """Every series ever watched or fetched, by ``?limit=`` and ``?cursor=``: the newest known first."""
+        found, cursor = await listed(
+            req, lambda after, newest_first, limit: self.series.page(after, newest_first=newest_first, limit=limit)
+        )
+        return {"items": [_watch_item(s) for s in found], "next": cursor}
 
     async def watch(self, req: func.HttpRequest) -> dict[str, Any]:
         """Watch what the request names, live from this market instant."""
@@ -145,15 +188,181 @@ class Market:
         watch = _watch(req)
         return await self.series.get(watch.symbol, watch.interval)
 
-    async def _note_interest(self, wanted: WantedQuote | None, symbol: str) -> None:
-        known = wanted or WantedQuote(symbol=symbol)
-        try:
-            await self.quotes.put(replace(known, wanted=known.wanted + 1))
-        except (ConflictError, StaleError):
-            return  # noted by somebody else at the same moment
-
     def _expected(self, interval: Interval) -> datetime:
         return calendar().last_bar_close(interval, self.clock.now() - self.delay)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Supply:
+    """How well we are supplied with data, and what known callers ask to have fetched."""
+
+    library: Library
+    fetches: Fetches
+    fetcher: Fetcher
+    prefetching: Prefetching
+    bars: Bars
+    clock: Clock
+
+    async def providers(self) -> Sequence[ProviderStatus]:
+        """Every provider: its health, what is left of its quotas, what it refused us, how often it was spared."""
+        return await self.fetcher.status()
+
+    async def prefetched(self) -> PrefetchReport:
+        """How well what will be asked for is foreseen."""
+        return await self.prefetching.report()
+
+    async def coverage(self, req: func.HttpRequest) -> dict[str, Any]:
+        """
+        Which bars of a series are held, missing and absent, by ``?interval=``, ``?from=`` and ``?to=``.
+
+        Raises:
+            InvalidPayloadError: the range is too long to look at in one answer.
+
+        """
+        watch = _watch(req)
+        first, last = range_of(req)
+        series = await self.library.series.get(watch.symbol, watch.interval)
+        extent = await self.bars.extent(series.key, series.revision)
+        if first is None and extent:
+            span = SHOWN.get(watch.interval)
+            first = max(extent.first, self.clock.now() - span) if span else extent.first
+        since = first - MINUTE if first else None
+        if since and ((last or self.clock.now()) - since) / watch.interval.span * _OPEN > MOST_BARS:
+            raise InvalidPayloadError(
+                f"that is more than {MOST_BARS} bars at {watch.interval}: name a shorter range with from and to"
+            )
+        looked = await self.library.look(watch.symbol, watch.interval, since=since, until=last)
+        ranges = {kind: [s for s in looked.stretches if s.kind is kind] for kind in Kind}
+        newest = looked.stretches[-1] if looked.stretches else None
+        return {
+            "symbol": series.symbol,
+            "interval": series.interval,
+            "from": first,
+            "to": looked.until,
+            "bar_count": extent.count if extent else 0,
+            "first_closed_at": extent.first if extent else None,
+            "as_of": extent.last if extent else None,
+            "is_stale": extent is None or (newest is not None and newest.kind is Kind.MISSING),
+            "provider": series.provider,
+            "adjustment": series.adjustment,
+            "revision": series.revision,
+            "counts": {kind: sum(s.count for s in found) for kind, found in ranges.items()},
+            **{kind: [_range(s) for s in found[-MOST_RANGES:]] for kind, found in ranges.items()},
+            "is_cut": any(len(found) > MOST_RANGES for found in ranges.values()),
+            "actions": _actions(looked.columns),
+        }
+
+    async def request(self, req: func.HttpRequest, caller: Caller) -> Fetch:
+        """Queue the fetch that the request's body describes."""
+        return await self.fetches.request(wanted_of(req.get_body()), caller)
+
+    async def fetch(self, req: func.HttpRequest) -> Fetch:
+        """How a fetch stands."""
+        return await self.fetches.get(req.route_params["id"])
+
+    async def cancel(self, req: func.HttpRequest) -> Fetch:
+        """Stop a fetch."""
+        return await self.fetches.cancel(req.route_params["id"])
+
+
+def wanted_of(body: bytes) -> Wanted:
+    """
+    Read ``{"symbol", "interval", "from", "to", "priority"}``.
+
+    Raises:
+        InvalidPayloadError: names what is wrong and what to write.
+
+    """
+    try:
+        read = _FetchBody.model_validate_json(body)
+    except ValidationError as e:
+        fault = e.errors(include_url=False, include_input=False)[0]
+        name = ".".join(map(str, fault["loc"])) or "the body"
+        raise InvalidPayloadError(
+            f'{name}: {fault["msg"]}; send such as {{"symbol": "AAPL", "interval": "1d", "from": "2012-01-01", '
+            '"to": "2012-06-30"}'
+        ) from None
+    first, last = _first_of(read.first), _last_of(read.last)
+    return Wanted(
+        symbol=symbol_of(read.symbol),
+        interval=interval_of(read.interval),
+        since=first - MINUTE,
+        until=last,
+        priority=Priority[read.priority.upper()],
+    )
+
+
+def range_of(req: func.HttpRequest) -> tuple[datetime | None, datetime | None]:
+    """
+    The instants that ``?from=`` and ``?to=`` name: the first and the last moment at which a bar may close.
+
+    Raises:
+        InvalidPayloadError: one of them is neither a date nor an instant, or they are the wrong way round.
+
+    """
+    first, last = req.params.get("from"), req.params.get("to")
+    found = (_first_of(first) if first else None, _last_of(last) if last else None)
+    if found[0] and found[1] and found[0] > found[1]:
+        raise InvalidPayloadError(f"from ({first}) lies behind to ({last})")
+    return found
+
+
+class _FetchBody(BaseModel):
+    model_config = ConfigDict(extra="forbid", defer_build=True)
+
+    symbol: str
+    interval: str = "1d"
+    first: str = Field(alias="from")
+    last: str = Field(alias="to")
+    priority: Literal["asked", "backfill"] = "asked"
+
+
+def _first_of(text: str) -> datetime:
+    """The first moment of a range; a date means its whole day at the exchange, midnight at its end included."""
+    day = _day_of(text)
+    return _within(datetime.combine(day, time(), calendar().zone) + MINUTE) if day else _instant_of(text)
+
+
+def _last_of(text: str) -> datetime:
+    """The last moment of a range; a date means its whole day at the exchange."""
+    day = _day_of(text)
+    return _within(datetime.combine(day + DAY, time(), calendar().zone)) if day else _instant_of(text)
+
+
+def _day_of(text: str) -> date | None:
+    try:
+        return min(date.fromisoformat(text), _LATEST.date())
+    except ValueError:
+        return None
+
+
+def _within(instant: datetime) -> datetime:
+    return max(min(instant.astimezone(UTC), _LATEST), EPOCH)
+
+
+def _instant_of(text: str) -> datetime:
+    try:
+        return _within(parse_instant(text))
+    except ValueError:
+        raise InvalidPayloadError(
+            f"{text[:40]!r} is neither a date such as 2012-01-31 nor an instant such as 2012-01-31T21:00:00Z"
+        ) from None
+
+
+def _count_below(columns: Columns, first: datetime | None) -> int:
+    return bisect_left(columns.closed, minute_of(first)) if first else 0
+
+
+def _range(s: Stretch) -> dict[str, Any]:
+    return {"first": s.first, "last": s.last, "count": s.count, "provider": s.provider, "asked_at": s.asked_at}
+
+
+def _actions(columns: Columns) -> list[dict[str, Any]]:
+    return [
+        {"closed_at": instant_of(columns.closed[i]), "split": factor}
+        for i, factor in enumerate(columns.split)
+        if factor != 1.0
+    ]
 
 
 def _watch(req: func.HttpRequest) -> Watch:

@@ -285,7 +285,7 @@ async def test_it_shows_its_state_and_obeys_its_control(start):
     assert (back.status_code, wrong.status_code) == (409, 400)
     assert "never goes back" in back.json()["detail"]
     assert (on, refused.status_code) == ({"discord": {"status": 500}}, 500)
-    assert status["faults"] == {"on": on, "hits": {"discord.status": 1}}
+    assert status["faults"] == {"on": on, "hits": {"discord.status": 1}, "script": []}
     assert status["discord"]["messages"] == 1
     assert status["market"]["alpha_vantage"]["answers"] == 1
     assert status["signalr"] == {"connections": 0, "sent": 0}
@@ -316,6 +316,81 @@ async def test_what_the_provider_counted_survives_a_restart(start):
     status = await second.get("/status")
 
     assert status["market"]["alpha_vantage"]["calls"] == 1
+
+
+async def test_a_script_of_faults_is_listed_and_shown(start):
+    """What can be scripted is listed by provider; the status tells what struck and what is left."""
+    cloud = await start("--symbols", "AAPL")
+    step = {"kind": "refusal", "refusal": "premium_endpoint", "times": 2}
+
+    known = await cloud.get("/faults/known")
+    on = (await cloud.put("/faults", {"finnhub": {"script": [step]}})).json()
+    refused = await cloud.client.get(f"{cloud.url}/finnhub/api/v1/quote?symbol=AAPL&token=local-premium")
+    status = await cloud.get("/status")
+    wrong = await cloud.put("/faults", {"polygon": {"script": [{"kind": "refusal", "refusal": "zero_quote"}]}})
+
+    assert set(known["refusals"]) == {"alpha_vantage", "finnhub", "twelve_data", "polygon"}
+    assert known["refusals"]["finnhub"]["premium_endpoint"]["status"] == refused.status_code == 403
+    assert known["kinds"]["stale"] == ["sessions"]
+    assert on == {"finnhub": {"script": [step]}}
+    assert status["faults"]["script"] == [{"target": "finnhub", **step, "struck": 1, "left": 1}]
+    assert status["market"]["finnhub"]["faulted"] == 1
+    assert (wrong.status_code, "polygon has no refusal 'zero_quote'" in wrong.json()["detail"]) == (400, True)
+
+
+async def test_every_provider_answers_and_counts(start):
+    """One cloud serves all four, and its status tells their calls."""
+    cloud = await start("--symbols", "AAPL")
+    key = {"Authorization": "Bearer local-premium"}
+
+    twelve = await cloud.get("/twelve_data/quote?symbol=AAPL&apikey=local-premium")
+    polygon = await cloud.get("/polygon/v2/aggs/ticker/AAPL/prev", headers=key)
+    status = await cloud.get("/status")
+
+    assert float(twelve["close"]) == polygon["results"][0]["c"]
+    assert {name: one["answers"] for name, one in status["market"].items()} == {
+        "alpha_vantage": 0,
+        "finnhub": 0,
+        "twelve_data": 1,
+        "polygon": 1,
+    }
+
+
+async def test_earnings_are_posted_to_the_app_as_the_market_clock_passes_them(start):
+    """The secret is the app's own setting; what was told before a kill is not told again."""
+    got: list[tuple[str, dict]] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        got.append((request.headers["X-Finnhub-Secret"], await request.json()))
+        return web.Response(status=200)
+
+    app = web.Application()
+    app.router.add_post("/api/hooks/finnhub", answer)
+    env = {"FINNHUB_WEBHOOK_SECRET": "of-the-user"}
+    async with TestServer(app, host="127.0.0.1") as receiver:
+        app_url = str(receiver.make_url("")).rstrip("/")
+        first = await start("--symbols", "AAPL,IBM", app_url=app_url, env=env)
+        await first.put("/clock", {"now": "2012-06-01T00:00:00Z"})
+
+        async def told_of_both() -> bool:
+            return len(got) == 2
+
+        await until(told_of_both)
+        assert (await first.end()) == 0
+        second = await start("--symbols", "AAPL,IBM", "--market-time", SETTING.replace("03-01", "06-01", 1), env=env)
+        status = await second.get("/status")
+
+    assert {secret for secret, _ in got} == {"of-the-user"}
+    assert sorted(row["symbol"] for _, event in got for row in event["data"]) == ["AAPL", "IBM"]
+    assert (status["webhook"]["delivered"], status["webhook"]["enabled"]) == (2, True)
+
+
+async def test_without_a_market_there_is_no_webhook(start):
+    """With real providers nobody here sends earnings."""
+    cloud = await start("--no-market")
+
+    assert (await cloud.get("/status"))["webhook"] is None
+    assert (await cloud.client.get(f"{cloud.url}/webhooks/finnhub")).status_code == 404
 
 
 async def test_the_market_instant_is_saved_for_the_next_start(start, tmp_path):

@@ -97,7 +97,7 @@ class Running:
         if clock["now"] < end:
             return False
         last = calendar().previous_close(parse_instant(end)).closes_at
-        watched = self.get("/api/watchlist")["items"]
+        watched = self.get("/api/watchlist", limit="500")["items"]
         if not watched or any(parse_instant(w["evaluated_through"] or BEFORE) < last for w in watched):
             return False
         if self.ask_cloud("/status")["topic"]["pending"]:

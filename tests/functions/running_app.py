@@ -33,6 +33,9 @@ SESSIONS = [s for s in calendar().sessions(datetime(2012, 3, 1, tzinfo=UTC).date
 SECRETS = {
     "ALPHA_VANTAGE_KEY": "CANARYALPHAVANTAGE7Q",
     "FINNHUB_KEY": "canaryfinnhub4x2m9k7w",
+    "FINNHUB_WEBHOOK_SECRET": "canary-finnhub-webhook-3Vv9kq",
+    "TWELVE_DATA_KEY": "canarytwelvedata8s1n5b3z",
+    "POLYGON_KEY": "canary_polygon_6Jd0wX2mQ",
     "EVENT_GRID_TOPIC_KEY": "canary-topic-key-8h3Lq0",
     "SIGNALR_ACCESS_KEY": "canary-signalr-access-key-of-32-bytes-or-more",
     "DISCORD_TOKEN": "canary-discord-token_" + "Zq9" * 15,
@@ -54,6 +57,8 @@ TIMER = json.dumps(
     }
 )
 
+
+PROVIDERS = ("alpha_vantage", "finnhub", "twelve_data", "polygon")
 
 HANGS_UP = 599
 """A neighbour with this status says nothing at all."""
@@ -106,7 +111,7 @@ class Neighbours:
 
     def provider_calls(self) -> int:
         """How often a market-data provider was asked so far."""
-        return sum(a.neighbour in ("alpha_vantage", "finnhub") for a in self.asked)
+        return sum(a.neighbour in PROVIDERS for a in self.asked)
 
     def application(self) -> web.Application:
         app = web.Application()
@@ -129,6 +134,11 @@ class Neighbours:
                 if not request.path.endswith("/quote"):  # bars are on its paid plans
                     return _reply(Reply(403, {"error": "You don't have access to this resource."}))
                 return web.json_response(self._quote(query["symbol"]))
+            case "twelve_data":
+                refusal = {"code": 404, "message": "**symbol** not found", "status": "error"}
+                return web.json_response(refusal)
+            case "polygon":
+                return web.json_response({"status": "OK", "resultsCount": 0})
             case "topic":
                 self.events += json.loads(body)
                 return web.Response()
@@ -163,8 +173,8 @@ class Neighbours:
 
 
 def _neighbour_of(path: str) -> str:
-    for prefix, name in (("/alpha_vantage", "alpha_vantage"), ("/finnhub", "finnhub"), ("/topic", "topic")):
-        if path.startswith(prefix):
+    for name in (*PROVIDERS, "topic"):
+        if path.startswith(f"/{name}"):
             return name
     return "discord" if path.startswith("/discord") else "signalr"
 
@@ -212,11 +222,18 @@ class App:
         self._subscriptions = load_subscriptions(ROOT / "infra/subscriptions.toml")
 
     async def ask(
-        self, method: str, path: str, *, key: bool = False, headers: Mapping[str, str] | None = None, **query: str
+        self,
+        method: str,
+        path: str,
+        *,
+        key: bool = False,
+        headers: Mapping[str, str] | None = None,
+        json: object = None,
+        **query: str,
     ) -> Answer:
         """Call a route as anybody, or with the function key."""
         sent = {**({"x-functions-key": HOST_KEYS["TROOP_FUNCTION_KEY"]} if key else {}), **(headers or {})}
-        async with self._http.request(method, self._url + path, params=query, headers=sent) as answer:
+        async with self._http.request(method, self._url + path, params=query, headers=sent, json=json) as answer:
             return self._kept(Answer(answer.status, answer.headers, await answer.text()))
 
     async def get(self, path: str, **query: str) -> Answer:
@@ -225,8 +242,12 @@ class App:
 
     async def forgive(self) -> None:
         """Forget what providers refused, so that they are asked again at once."""
-        documents = sys.modules["function_app"].core.documents
-        for provider in ("alpha_vantage", "finnhub"):
+        core = sys.modules["function_app"].core
+        documents, fetcher = core.documents, core.supply.fetcher
+        fetcher.health._of.clear()  # what this process believes of providers, besides what is stored
+        for learned in (fetcher.entitlements._refused, fetcher.entitlements._read_at, fetcher.entitlements._unknown):
+            learned.clear()
+        for provider in (*PROVIDERS, "unknown"):
             for document in await documents.page("quota", provider):
                 await documents.delete("quota", document)
         for series in await documents.feed("series", limit=500):

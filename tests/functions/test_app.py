@@ -30,27 +30,53 @@ ANONYMOUS = {
     ("GET", "quotes/{symbol}"),
     ("GET", "series/{symbol}"),
     ("GET", "watchlist"),
+    ("GET", "coverage/{symbol}"),
+    ("GET", "providers"),
+    ("GET", "fetches/{id}"),
     ("GET", "signals"),
+    ("GET", "signals/{signal_id}"),
+    ("GET", "entries/{name}/performance"),
+    ("GET", "strategies"),
+    ("GET", "backtests"),
+    ("GET", "backtests/{id}"),
     ("GET", "alerts"),
     ("GET", "posts"),
     ("GET", "posts/{post_id}"),
     ("GET", "feed.xml"),
     ("POST", "negotiate"),
+    ("POST", "hooks/finnhub"),
 }
 """The allow-list: who adds a route here has decided that anybody may call it."""
 
-WITH_KEY = {("GET", "deadletters"), ("PUT", "watchlist/{symbol}"), ("DELETE", "watchlist/{symbol}")}
+WITH_KEY = {
+    ("GET", "deadletters"),
+    ("PUT", "watchlist/{symbol}"),
+    ("DELETE", "watchlist/{symbol}"),
+    ("POST", "fetches"),
+    ("POST", "backtests"),
+    ("DELETE", "fetches/{id}"),
+}
 
 TIMERS = {
     "market_refresh_quotes": "MARKET_QUOTES_SCHEDULE",
+    "market_fetches": "MARKET_FETCHES_SCHEDULE",
+    "market_prefetch": "MARKET_PREFETCH_SCHEDULE",
+    "market_sweep_hooks": "MARKET_FETCHES_SCHEDULE",
     "signals_ingest": "SIGNALS_INGEST_SCHEDULE",
     "signals_sweep": "SIGNALS_SWEEP_SCHEDULE",
+    "signals_backtest_sweep": "SIGNALS_SWEEP_SCHEDULE",
     "alerts_sweep": "ALERTS_SWEEP_SCHEDULE",
     "content_open_digests": "CONTENT_DIGEST_SCHEDULE",
     "content_sweep": "CONTENT_SWEEP_SCHEDULE",
     "system_sweep": "SYSTEM_SWEEP_SCHEDULE",
 }
-ON_EVENTS = {"signals_on_bars_ingested", "alerts_on_signal_raised", "content_on_signal_raised"}
+ON_EVENTS = {
+    "market_on_earnings_reported",
+    "signals_on_bars_ingested",
+    "signals_on_backtest_requested",
+    "alerts_on_signal_raised",
+    "content_on_signal_raised",
+}
 
 ROOMS = {word: word for word in ("market", "signals", "alerts", "content", "system")} | {"posts": "content"}
 """First word of a function's name → the domain it belongs to; what is everybody's has a name of its own."""
@@ -189,11 +215,11 @@ async def test_nothing_of_the_app_leans_on_what_is_not_deployed(indexed: dict[st
     assert set(indexed["functions"]) == set(app.functions)
 
 
-async def test_indexing_reaches_nobody_and_reads_only_what_people_configure(indexed: dict[str, list[str]]) -> None:
+async def test_indexing_reaches_nobody_and_reads_only_what_is_configured(indexed: dict[str, list[str]]) -> None:
     """Nothing touches the network or the storage before the first call; a wrong entry is found at the start."""
     ours = [path.removeprefix(f"{ROOT}/") for path, mode in indexed["opened"] if mode == "r" and str(ROOT) in path]
     read = {path for path in ours if not path.startswith(".venv") and not path.endswith((".py", ".pyc"))}
-    assert read == {"signals/entries.toml", "alerts/subscriptions.toml"}
+    assert read == {"signals/entries.toml", "alerts/subscriptions.toml", "shared/market/registry.toml"}
     assert indexed["reached"] == []
 
 

@@ -158,6 +158,7 @@ async def evidence(app: App) -> AsyncIterator[Evidence]:
 async def refusals_that_echo_the_key(app: App) -> None:
     """Providers refuse, each in a sentence that repeats the key, and once say nothing at all."""
     key, other = SECRETS["ALPHA_VANTAGE_KEY"], SECRETS["FINNHUB_KEY"]
+    third, fourth = SECRETS["TWELVE_DATA_KEY"], SECRETS["POLYGON_KEY"]
     quota = (PAYLOADS / "alpha_vantage/refusals/quota_with_key.json").read_text().replace("@KEY@", key)
     refusals = [
         (Reply(200, json.loads(quota)), Reply(429, {"error": f"API limit reached for {other}"})),
@@ -169,7 +170,11 @@ async def refusals_that_echo_the_key(app: App) -> None:
     for number, (alpha_vantage, finnhub) in enumerate(refusals):
         symbol = f"REFUSED{number}"
         app.watch(symbol)
-        with app.neighbours.trouble(alpha_vantage=alpha_vantage, finnhub=finnhub):
+        others = {
+            "twelve_data": Reply(200, {"code": 429, "status": "error", "message": f"out of credits, {third}"}),
+            "polygon": Reply(403, {"status": "NOT_AUTHORIZED", "message": f"{fourth} does not include this"}),
+        }
+        with app.neighbours.trouble(alpha_vantage=alpha_vantage, finnhub=finnhub, **others):
             for timer in ("signals_ingest", "market_refresh_quotes"):
                 await app.fire(timer)
         for what in ("bars", "quotes", "series"):
@@ -297,6 +302,8 @@ async def test_the_secrets_were_in_use(app: App, evidence: Evidence) -> None:
 TALKED_TO = {
     "alpha_vantage": "ALPHA_VANTAGE_KEY",
     "finnhub": "FINNHUB_KEY",
+    "twelve_data": "TWELVE_DATA_KEY",
+    "polygon": "POLYGON_KEY",
     "topic": "EVENT_GRID_TOPIC_KEY",
     "discord": "DISCORD_TOKEN",
     "signalr": "",

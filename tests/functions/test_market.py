@@ -278,3 +278,116 @@ async def test_trouble_is_forgotten_when_bars_come(filled: App) -> None:
     await filled.deliver()
     series = (await filled.get("/api/series/DOWN")).json()
     assert (series["trouble"], series["bar_count"]) == (None, 40)
+
+
+# --- history on demand
+
+
+def fetch_body(symbol: str, **more: str) -> dict[str, str]:
+    return {"symbol": symbol, "from": "2012-06-01", "to": "2012-12-31", **more}
+
+
+async def test_history_is_asked_for_fetched_and_covered(filled: App) -> None:
+    """POST queues it, the timer brings it, GET tells how it stands; the series is readable and not watched."""
+    filled.neighbours.prices["ASKED"] = waves()
+    answer = await filled.ask("POST", "/api/fetches", key=True, json=fetch_body("asked"))
+    queued = answer.json()
+    assert (answer.status, queued["state"], queued["symbol"]) == (202, "queued", "ASKED")
+    assert answer.headers["Location"] == f"/api/fetches/{queued['fetch_id']}"
+    again = await filled.ask("POST", "/api/fetches", key=True, json=fetch_body("ASKED"))
+    assert again.json()["fetch_id"] == queued["fetch_id"]
+
+    assert (await filled.fire("market_fetches")).error is None
+
+    done = (await filled.get(answer.headers["Location"])).json()
+    assert (done["state"], done["left"], done["reason"]) == ("done", [], None)
+    bars = (await filled.get("/api/bars/ASKED", limit="500", **{"from": "2012-06-01", "to": "2012-12-31"})).json()
+    assert len(bars["items"]) == done["bars"] > 140
+    series = (await filled.get("/api/series/ASKED")).json()
+    assert (series["is_watched"], series["next_due_at"]) == (False, None)
+    assert series["bar_count"] >= done["bars"]
+    coverage = (await filled.get("/api/coverage/ASKED", **{"from": "2012-06-01", "to": "2012-12-31"})).json()
+    assert coverage["counts"] == {"held": done["bars"], "missing": 0, "absent": 0}
+    assert (coverage["provider"], coverage["is_stale"], coverage["missing"]) == ("alpha_vantage", False, [])
+    told = [event["data"].get("symbol") for event in filled.neighbours.events]
+    assert "ASKED" not in told, "nobody hears of bars that nobody watches"
+
+
+async def test_asking_for_history_needs_the_key(filled: App) -> None:
+    """It spends provider calls, so it is asked for by somebody we know; how it stands anybody may see."""
+    assert (await filled.ask("POST", "/api/fetches", json=fetch_body("KEYLESS"))).status == 401
+    assert (await filled.ask("DELETE", "/api/fetches/any")).status == 401
+    assert is_problem(await filled.get("/api/fetches/any"), 404, "POST /api/fetches")
+
+
+async def test_a_cancelled_request_fetches_nothing(filled: App) -> None:
+    """DELETE ends it before the timer comes."""
+    queued = (await filled.ask("POST", "/api/fetches", key=True, json=fetch_body("STOPPED"))).json()
+    gone = await filled.ask("DELETE", f"/api/fetches/{queued['fetch_id']}", key=True)
+    assert gone.json()["state"] == "cancelled"
+    await filled.fire("market_fetches")
+    assert not [a for a in filled.neighbours.asked if a.query.get("symbol") == "STOPPED"]
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"symbol": "A B", "from": "2012-06-01", "to": "2012-07-01"}, "is no symbol"),
+        ({"symbol": "WAVE", "from": "2012-06-01"}, "to: Field required"),
+        ({"symbol": "WAVE", "from": "2012-07-01", "to": "2012-06-01"}, "before it begins"),
+        ({"symbol": "WAVE", "from": "2012-06-02", "to": "2012-06-03"}, "no 1d bar closes"),
+        ({"symbol": "WAVE", "from": "2031-06-02", "to": "2031-07-03"}, "clock has come"),
+    ],
+)
+async def test_history_that_cannot_be_is_refused(filled: App, body: dict[str, str], words: str) -> None:
+    """400, what is wrong, and an example or a reason."""
+    assert is_problem(await filled.ask("POST", "/api/fetches", key=True, json=body), 400, words)
+
+
+async def test_a_symbol_nobody_knows_ends_its_request(filled: App) -> None:
+    """Failed, with the provider's word for it."""
+    queued = (await filled.ask("POST", "/api/fetches", key=True, json=fetch_body("NOSUCH2"))).json()
+    await filled.fire("market_fetches")
+    failed = (await filled.get(f"/api/fetches/{queued['fetch_id']}")).json()
+    assert failed["state"] == "failed"
+    assert "UnknownSymbolError" in failed["reason"]
+
+
+# --- how well we are supplied
+
+
+async def test_providers_say_how_they_do(filled: App) -> None:
+    """Every provider with its plan, health, quota and what it refused; never a key."""
+    items = (await filled.get("/api/providers")).json()["items"]
+    first = items[0]
+    assert first["provider"] == "alpha_vantage"
+    assert first["calls"] > 0
+    assert 0 < first["success_rate"] <= 1
+    assert {"breaker", "hit_rate", "windows", "cool_down_until", "not_entitled", "waiting"} <= set(first)
+
+
+async def test_coverage_shows_what_a_series_lacks(filled: App) -> None:
+    """A provider that lags by two sessions leaves two bars missing, and the series stale."""
+    filled.neighbours.late["THIN"] = 2
+    await filled.follow("THIN", waves(40))
+    coverage = (await filled.get("/api/coverage/THIN")).json()
+    assert coverage["counts"] == {"held": 40, "missing": 2, "absent": 0}
+    assert (coverage["is_stale"], coverage["bar_count"]) == (True, 40)
+    assert coverage["as_of"] == coverage["held"][-1]["last"]
+    assert is_problem(await filled.get("/api/coverage/NOBODY"), 404, "is not watched")
+
+
+async def test_the_watchlist_comes_in_pages(filled: App) -> None:
+    """However many series there are, each is on one page."""
+    for symbol in ("PAGED1", "PAGED2", "PAGED3"):
+        await filled.ask("PUT", f"/api/watchlist/{symbol}", key=True)
+    seen: list[str] = []
+    query = {"limit": "2"}
+    while True:
+        page = (await filled.get("/api/watchlist", **query)).json()
+        seen += [f"{item['symbol']}|{item['interval']}" for item in page["items"]]
+        if page["next"] is None:
+            break
+        query["cursor"] = page["next"]
+    assert len(seen) == len(set(seen))
+    assert seen[:3] == ["PAGED3|1d", "PAGED2|1d", "PAGED1|1d"]

@@ -23,6 +23,13 @@ BARS = daily_bars(40, prices=[100 + (i * 7) % 11 for i in range(40)])
 """A market that turns almost every day."""
 
 
+class NoBacktests:
+    """Nobody tries anything on the past here."""
+
+    async def heard(self, event: BarsIngested) -> int:
+        return 0
+
+
 class Woken:
     """The domain's functions by name, over a house of its own."""
 
@@ -37,7 +44,7 @@ class Woken:
         self.house.watchlist.write_text('[[watch]]\nsymbols = ["AAPL"]\n')
         self.dead_letters = DeadLetters(self.house.storage, self.house.wall)
         app = func.FunctionApp()
-        wired = Wired(service=self.house.instance(), dead_letters=self.dead_letters)
+        wired = Wired(service=self.house.instance(), backtests=NoBacktests, dead_letters=self.dead_letters)
         app.register_functions(blueprint(wired, Api()))
         self.functions = {f.get_function_name(): f for f in app.get_functions()}
 
@@ -46,6 +53,13 @@ class Woken:
 
     async def get(self, **params: str) -> func.HttpResponse:
         return await self["signals_list"](a_request(path="/api/signals", params=params))
+
+    async def answer(
+        self, function: str, params: Mapping[str, str] | None = None, *, status: int = 200, **route: str
+    ) -> Mapping[str, Any]:
+        answer = await self[function](a_request(params=params, route=route))
+        assert answer.status_code == status, answer.get_body()
+        return json.loads(answer.get_body())
 
     async def page(self, **params: str) -> Mapping[str, Any]:
         answer = await self.get(**params)
@@ -86,7 +100,8 @@ async def test_bars_become_signals_from_timer_to_topic(woken: Woken) -> None:
     assert isinstance(event, BarsIngested)
     await woken["signals_on_bars_ingested"](wire(event))
     assert len(await woken.house.ledger()) > 20
-    assert set(woken.house.topic.ids()[1:]) == await woken.house.told()
+    assert {e.event_id for e in woken.house.raised()} == await woken.house.told()
+    assert woken.house.scored(), "horizons have closed within these bars"
     assert await woken.letters() == []
     series = await woken.house.series()
     assert series.evaluated_through == BARS[-1].closed_at
@@ -102,7 +117,7 @@ async def test_the_sweep_timer_tells_what_is_still_owed(woken: Woken) -> None:
     assert woken.house.topic.told == []
     woken.house.wall.at += timedelta(seconds=10)
     await woken["signals_sweep"](None)
-    assert sorted(woken.house.topic.ids()) == sorted(await woken.house.told())
+    assert sorted(e.event_id for e in woken.house.raised()) == sorted(await woken.house.told())
     assert await woken.letters() == [], "trouble that passes is not buried"
 
 
@@ -155,16 +170,15 @@ async def test_a_field_we_do_not_know_yet_is_ignored(woken: Woken) -> None:
 
 
 async def test_signals_are_listed_newest_first_with_all_that_caused_them(woken: Woken) -> None:
-    """Every field of the stored signal is shown; nothing else."""
+    """Every field of the stored signal is shown, how it fared as well; nothing else."""
     await spread_out(woken)
     items = (await woken.page(limit="500"))["items"]
     stored = await woken.house.ledger()
     assert {item["signal_id"] for item in items} == set(stored)
     assert [i["recorded_at"] for i in items] == sorted((i["recorded_at"] for i in items), reverse=True)
     for item in items:
-        assert {name: value for name, value in item.items() if name not in ("recorded_at", "cursor")} == stored[
-            item["signal_id"]
-        ]
+        shown = {name: value for name, value in item.items() if name not in ("recorded_at", "cursor")}
+        assert shown == {name: value for name, value in stored[item["signal_id"]].items() if name != "variant"}
 
 
 async def test_pages_join_without_a_gap_and_the_last_one_says_so(woken: Woken) -> None:
@@ -223,8 +237,94 @@ async def test_a_list_that_cannot_be_is_a_problem(woken: Woken, params: Mapping[
     assert said in json.loads(answer.get_body())["detail"]
 
 
+# --- one signal
+
+
+async def test_a_live_signal_is_found_by_its_id_alone_with_why_and_outcome(woken: Woken) -> None:
+    """Alerts and posts carry the id and nothing else: it is enough, and shows what the list shows."""
+    await spread_out(woken)
+    listed = {item["signal_id"]: item for item in (await woken.page(limit="500"))["items"]}
+    live = [item for item in listed.values() if item["origin"] == "live"]
+    assert {item["outcome"]["state"] for item in live} == {"pending", "scored"}
+    for item in live:
+        assert await woken.answer("signals_read", signal_id=item["signal_id"]) == item
+        assert await woken.answer("signals_read", {"symbol": "aapl"}, signal_id=item["signal_id"]) == item
+        assert item["why"].startswith(f"{item['direction'].capitalize()}, because ")
+        assert item["sample_size"] == 0 or 0 < item["confidence"] < 1
+
+
+async def test_a_signal_of_history_is_found_with_its_symbol(woken: Woken) -> None:
+    """It was never told of; without the symbol the answer says what is missing."""
+    await spread_out(woken)
+    items = (await woken.page(limit="500"))["items"]
+    old = next(item for item in items if item["origin"] == "backfill")
+    assert await woken.answer("signals_read", {"symbol": "AAPL"}, signal_id=old["signal_id"]) == old
+    problem = await woken.answer("signals_read", signal_id=old["signal_id"], status=404)
+    assert "add ?symbol=" in problem["detail"]
+
+
+@pytest.mark.parametrize("id_", ["nobody", "book|AAPL|1d"])
+async def test_what_is_no_signal_is_not_found(woken: Woken, id_: str) -> None:
+    """Neither an id nobody has, nor the id of what is kept beside the signals."""
+    await spread_out(woken)
+    problem = await woken.answer("signals_read", {"symbol": "AAPL"}, signal_id=id_, status=404)
+    assert f"no signal '{id_}' is stored: AAPL has none" in problem["detail"]
+
+
+@pytest.mark.parametrize("newest", [False, True])
+async def test_lists_show_signals_only(woken: Woken, newest: bool) -> None:
+    """Books, records and the way from an id to its symbol lie in the same container, and in no list."""
+    await spread_out(woken)
+    stored = set(await woken.house.ledger())
+    assert len(await woken.house.kept()) >= 2
+    signals = woken.house.instance().signals
+    for symbol in (None, "AAPL"):
+        for after in (None, "", "0001"):
+            found = await signals.listed(symbol, after if not newest else None, newest_first=newest, limit=1000)
+            assert {document.id for document in found} == stored
+            few = await signals.listed(symbol, after if not newest else None, newest_first=newest, limit=3)
+            assert [document.id for document in few] == [document.id for document in found[:3]]
+
+
+# --- performance
+
+
+async def test_the_performance_of_an_entry_accounts_for_every_signal(woken: Woken) -> None:
+    """Scored and pending together are what was raised, live or in history; the figures are the outcomes'."""
+    await spread_out(woken)
+    outcomes = [s["outcome"] for s in (await woken.house.ledger()).values()]
+    scored = [o for o in outcomes if o["state"] == "scored"]
+    shown = await woken.answer("signals_performance", name="cross")
+    total = shown["total"]
+    assert (total["n"], total["pending"]) == (len(scored), sum(o["state"] == "pending" for o in outcomes))
+    assert total["hit_rate"] == sum(o["is_hit"] for o in scored) / len(scored)
+    assert total["base_rate"] == sum(o["base_return"] > 0 for o in scored) / len(scored)
+    assert total["mean_forward_return"] == pytest.approx(sum(o["forward_return"] for o in scored) / len(scored))
+    assert total["hit_rate_low"] < total["hit_rate"] < total["hit_rate_high"]
+    assert shown["by_symbol"] == {"AAPL": total}
+    assert sum(one["n"] for one in shown["by_regime"].values()) == total["n"]
+    assert (shown["strategy"], shown["horizon"], shown["cost_per_side"]) == ("sma_cross", 5, 0.001)
+    of_symbol = await woken.answer("signals_performance", {"symbol": "aapl"}, name="cross")
+    assert of_symbol == {**shown, "symbol": "AAPL"}
+
+
+async def test_an_entry_without_outcomes_has_nulls_with_a_reason(woken: Woken) -> None:
+    """Nothing is made up."""
+    total = (await woken.answer("signals_performance", name="cross"))["total"]
+    assert (total["n"], total["pending"], total["hit_rate"], total["ic"]) == (0, 0, None, None)
+    assert total["undefined"]["hit_rate"] == "nothing has been scored yet"
+    assert total["undefined"]["ic"] == "needs 3 scored signals, has 0"
+    assert total["is_edge_gone"] is False
+
+
+async def test_an_unknown_entry_is_answered_with_the_known_ones(woken: Woken) -> None:
+    """A person who mistyped a name sees the right one."""
+    problem = await woken.answer("signals_performance", name="corss", status=404)
+    assert problem["detail"] == "no entry is called 'corss': there is cross"
+
+
 def test_the_domain_wakes_up_for_these_reasons_only(woken: Woken) -> None:
-    """Two timers whose schedules are settings, one subscription, one route."""
+    """Two timers whose schedules are settings, one subscription, three routes."""
     bindings = {
         name: next(b.get_dict_repr() for b in f.get_bindings() if b.name in ("timer", "event", "req"))
         for name, f in woken.functions.items()
@@ -234,6 +334,8 @@ def test_the_domain_wakes_up_for_these_reasons_only(woken: Woken) -> None:
         "signals_sweep": "timerTrigger",
         "signals_on_bars_ingested": "eventGridTrigger",
         "signals_list": "httpTrigger",
+        "signals_read": "httpTrigger",
+        "signals_performance": "httpTrigger",
     }
     assert bindings["signals_ingest"]["schedule"] == "%SIGNALS_INGEST_SCHEDULE%"
     assert bindings["signals_sweep"]["schedule"] == "%SIGNALS_SWEEP_SCHEDULE%"

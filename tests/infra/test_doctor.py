@@ -153,6 +153,34 @@ def test_live_needs_the_keys(machine: Healthy) -> None:
     assert machine.examine(live=True)[:2] == (0, {})
 
 
+def test_a_provider_without_a_key_is_left_out_and_nothing_to_do(
+    machine: Healthy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two keys are needed; the other two providers come in with theirs."""
+    machine.patch.setenv("ALPHA_VANTAGE_KEY", "a-key")
+    machine.patch.setenv("FINNHUB_KEY", "another")
+    machine.patch.setenv("POLYGON_KEY", "a-third")
+    assert examine(port=machine.port, data=machine.data, live=True) == 0
+    said = capsys.readouterr().out
+    assert "ok      Twelve Data: left out; TWELVE_DATA_KEY would bring it in" in said
+    assert "ok      Polygon: key set, plan free" in said
+    assert "a-third" not in said
+    machine.patch.setenv("MARKET_PROVIDERS", "alpha_vantage,finnhub")
+    assert examine(port=machine.port, data=machine.data, live=True) == 0
+    assert "ok      Polygon: left out by MARKET_PROVIDERS (alpha_vantage,finnhub)" in capsys.readouterr().out
+
+
+def test_a_provider_that_was_set_wrongly_is_to_do(machine: Healthy) -> None:
+    """A key that was copied with a blank, an address that is none: each is named, and the key is not shown."""
+    machine.patch.setenv("TWELVE_DATA_KEY", "my secret")
+    machine.patch.setenv("POLYGON_URL", "api.massive.com")
+    code, todo, last = machine.examine()
+    assert (code, last, set(todo)) == (1, "2 to do", {"Twelve Data", "Polygon"})
+    assert todo["Twelve Data"].startswith("TWELVE_DATA_KEY holds blanks")
+    assert "secret" not in todo["Twelve Data"]
+    assert todo["Polygon"] == "POLYGON_URL is no address: write one such as https://api.massive.com"
+
+
 def test_a_wrong_setting_is_named(machine: Healthy) -> None:
     """The setting, and what can be written instead."""
     machine.patch.setenv("LOG_LEVEL", "LOUD")

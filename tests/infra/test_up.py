@@ -130,19 +130,23 @@ def test_the_embedded_defaults_are_settings_that_need_nothing_from_anybody(tmp_p
     names = [
         name for name in values if name.endswith(("_URL", "_ENDPOINT")) and name not in ("PUBLIC_URL", "DOCUMENTS_URL")
     ]
-    assert len(names) == 4
+    assert len(names) == 6
     assert all(values[name].startswith("http://127.0.0.1:7501/") for name in names)
+    assert values["FINNHUB_WEBHOOK_SECRET"], "the cloud sends it, and the app wants it"
     assert set(values) - {"FUNCTIONS_WORKER_RUNTIME"} <= {name.upper() for name in Settings.model_fields}
 
 
 def test_live_leaves_providers_and_clock_to_the_user(tmp_path: Path) -> None:
     """No replay, no market clock, no borrowed key: what is missing is named."""
     values = embedded_for(tmp_path, live=True)
-    assert not [name for name in values if name.startswith(("ALPHA_VANTAGE", "FINNHUB", "MARKET_CLOCK", "LIVE_FROM"))]
+    owned = ("ALPHA_VANTAGE", "FINNHUB", "TWELVE_DATA", "POLYGON", "MARKET_CLOCK", "LIVE_FROM")
+    assert not [name for name in values if name.startswith(owned)]
     with pytest.raises(ConfigurationError) as refused:
         Settings.from_env(values)
     assert "ALPHA_VANTAGE_KEY is not set" in str(refused.value)
     assert "FINNHUB_KEY is not set" in str(refused.value)
+    assert "TWELVE_DATA" not in str(refused.value), "it is left out without a key"
+    assert "POLYGON" not in str(refused.value), "so is it"
     assert Settings.from_env(values | {"ALPHA_VANTAGE_KEY": "a", "FINNHUB_KEY": "b"}).market_time() is None
 
 

@@ -1,6 +1,8 @@
 """The strategies: what they mark, how little history they need, and what must not matter to them."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from datetime import date
 from typing import Any
 
 import numpy as np
@@ -10,18 +12,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from shared.market.models import Columns, Interval
+from infra.strategies import invented_bars, recorded_bars
+from shared.market.models import Bar, Columns, Interval, minute_of
+from shared.market.sessions import calendar
 from shared.settings import ROOT
 from signals.adapters.entries_file import read_entries
 from signals.logic.arrays import Arrays, Tape
 from signals.logic.evaluation import NotReady, Watcher
+from signals.logic.lookahead import check
 from signals.logic.strategies import STRATEGIES, Marks, opinion_at
 from signals.models import Direction, Entry, Opinion
-from tests.unit.signals.oracle import ORACLES, adjusted, recorded
+from tests.unit.signals.oracle import ORACLES, adjusted, column, recorded
 
 SHIPPED = {entry.name: entry for entry in read_entries(ROOT / "signals/entries.toml")}
 DAILY = ["sma-10-30", "rsi-14", "bollinger-20"]
+OF_DAYS = [name for name, strategy in STRATEGIES.items() if Interval.DAY in strategy.intervals]
+SPARSE = {"momentum": {"period": 60, "least": 0.05}, "donchian_breakout": {"period": 10}, "atr_burst": {"factor": 1.5}}
+"""Parameters with which a strategy that speaks seldom has something to say in a short test."""
 SEEDS = st.integers(min_value=0, max_value=2**32 - 1)
+SESSIONS = calendar().sessions(date(2013, 2, 25), date(2013, 4, 30))
 every_strategy = pytest.mark.parametrize("kind", STRATEGIES)
 a_few_times = settings(max_examples=max(settings.default.max_examples // 4, 1))
 """An example here is a market of hundreds of bars."""
@@ -30,25 +39,35 @@ a_few_times = settings(max_examples=max(settings.default.max_examples // 4, 1))
 def watcher(kind: str, **params: Any) -> Watcher:
     """An entry of this strategy; parameters that are not given are the strategy's own."""
     strategy = STRATEGIES[kind]
-    chosen = strategy.params(**params)
+    chosen = strategy.params(**(params or SPARSE.get(kind, {})))
     return Watcher.of(
         Entry(
             name=kind,
             strategy=kind,
             version=strategy.version,
             params=chosen.model_dump(),
-            interval=Interval.DAY,
+            interval=strategy.intervals[0],
             symbols=None,
             lookback=strategy.lookback(chosen),
         )
     )
 
 
-def tape_of(close, volume, split=None) -> Tape:
-    """A tape on which only closes and volumes vary."""
+def minutes(count: int) -> np.ndarray:
+    """When the bars of whole sessions of minutes open; clocks change within the first weeks."""
+    opens = [minute_of(session.opens_at) for session in SESSIONS[: count // 390 + 1]]
+    return np.concatenate([opened + np.arange(390) for opened in opens])[:count]
+
+
+def tape_of(close, volume, split=None, *, opening=None, high=None, low=None) -> Tape:
+    """A tape on which only closes and volumes vary, unless other prices are given; every bar is a minute long."""
     close, volume = np.asarray(close, dtype=float), np.asarray(volume, dtype=float)
     split = np.ones(len(close)) if split is None else np.asarray(split, dtype=float)
-    raw = Arrays(open=close, high=close, low=close, close=close, volume=volume)
+    prices = [close if values is None else values for values in (opening, high, low)]
+    opened = minutes(len(close))
+    raw = Arrays(
+        open=prices[0], high=prices[1], low=prices[2], close=close, volume=volume, opened=opened, closed=opened + 1
+    )
     return Tape(raw=raw, split=split, splits=tuple(int(i) for i in np.flatnonzero(split != 1.0)))
 
 
@@ -60,12 +79,40 @@ def walk(rng: np.random.Generator, count: int, start: float = 50.0) -> tuple[np.
     return close, volume
 
 
-def with_splits(rng: np.random.Generator, close: np.ndarray, volume: np.ndarray) -> Tape:
+def market(rng: np.random.Generator, count: int) -> Tape:
+    """Such a market with opens, highs and lows in whole cents around its closes."""
+    close, volume = walk(rng, count)
+    opening = np.round(np.roll(close, 1) * np.exp(0.01 * rng.standard_normal(count)), 2).clip(0.01)
+    high = np.round(np.maximum(opening, close) * (1 + 0.01 * rng.random(count)), 2)
+    low = np.minimum(np.round(np.minimum(opening, close) * (1 - 0.01 * rng.random(count)), 2).clip(0.01), close)
+    return tape_of(close, volume, opening=opening, high=np.maximum(high, close), low=low)
+
+
+def scaled(tape: Tape, price: Any, shares: Any, split: Any = None) -> Tape:
+    """The same market in other units."""
+    raw = tape.raw
+    return tape_of(
+        raw.close * price,
+        raw.volume * shares,
+        split,
+        opening=raw.open * price,
+        high=raw.high * price,
+        low=raw.low * price,
+    )
+
+
+def with_splits(rng: np.random.Generator, tape: Tape) -> Tape:
     """The same market as traded, had its shares been split now and then."""
-    split = np.ones(len(close))
-    split[rng.integers(1, len(close), 3)] = rng.choice([2.0, 3.0, 1.5, 0.1], 3)
+    split = np.ones(len(tape))
+    split[rng.integers(1, len(tape), 3)] = rng.choice([2.0, 3.0, 1.5, 0.1], 3)
     shares = np.cumprod(split)
-    return tape_of(close / shares, volume * shares, split)
+    return scaled(tape, 1 / shares, shares, split)
+
+
+def part_of(tape: Tape, start: int, end: int) -> Tape:
+    """Bars [start, end) alone, as traded."""
+    split = tape.split[start:end]
+    return Tape(raw=tape.raw.cut(start, end), split=split, splits=tuple(int(i) for i in np.flatnonzero(split != 1.0)))
 
 
 def bar_by_bar(one: Watcher, tape: Tape, first: int = 0) -> dict[int, Opinion]:
@@ -95,12 +142,9 @@ def assert_same(found: Mapping[int, Opinion], expected: Mapping[int, Opinion]) -
 # --- against an independent calculation
 
 
-@pytest.mark.parametrize("symbol", ["AAPL", "GOOG", "IBM", "MSFT"])
-@pytest.mark.parametrize("name", DAILY)
-def test_recorded_years_are_marked_as_talib_and_a_plain_loop_mark_them(symbol: str, name: str) -> None:
+def assert_as_the_oracle(one: Watcher, bars: Sequence[Bar]) -> None:
     """Bar by bar, over the whole array and by the oracle: the same bars, directions and strengths."""
-    entry, bars = SHIPPED[name], recorded(symbol)
-    one, tape = Watcher.of(entry), Tape.of(Columns.of(bars))
+    entry, tape = one.entry, Tape.of(Columns.of(bars))
     live = bar_by_bar(one, tape)
     expected = {i: mark for i, mark in ORACLES[entry.strategy](bars, **entry.params).items() if i >= entry.lookback - 1}
     assert expected, "a test of nothing proves nothing"
@@ -110,9 +154,32 @@ def test_recorded_years_are_marked_as_talib_and_a_plain_loop_mark_them(symbol: s
     assert_same(at_once(one, tape), live)
 
 
+@pytest.mark.parametrize("symbol", ["AAPL", "GOOG", "IBM", "MSFT"])
+@pytest.mark.parametrize("kind", OF_DAYS)
+def test_recorded_years_are_marked_as_an_independent_calculation_marks_them(symbol: str, kind: str) -> None:
+    """Real splits, gaps and crashes: three ways to the same marks."""
+    assert_as_the_oracle(watcher(kind, **STRATEGIES[kind].params().model_dump()), recorded(symbol))
+
+
+@pytest.mark.parametrize(
+    ("kind", "interval", "params"),
+    [
+        ("vwap_deviation", Interval.MINUTE, {"distance": 0.004}),
+        ("vwap_deviation", Interval.HOUR, {"distance": 0.01, "session_bars": 7}),
+        ("bollinger_breakout", Interval.MINUTE, {"width": 2.5, "volume_factor": 3.0}),
+        ("adx_trend", Interval.HOUR, {}),
+    ],
+)
+def test_recorded_hours_and_minutes_are_marked_as_an_independent_calculation_marks_them(
+    kind: str, interval: Interval, params: Mapping[str, float]
+) -> None:
+    """Two years of hours and four sessions of minutes, half days and a bar without volume among them."""
+    assert_as_the_oracle(watcher(kind, **params), recorded("AAPL", interval))
+
+
 def test_the_oracle_covers_every_registered_strategy() -> None:
     """A strategy without an independent calculation in tests/unit/signals/oracle.py is not proven."""
-    assert set(ORACLES) == set(STRATEGIES) == {SHIPPED[name].strategy for name in DAILY}
+    assert set(ORACLES) == set(STRATEGIES)
 
 
 @pytest.mark.parametrize("symbol", ["AAPL", "MSFT"])
@@ -166,7 +233,7 @@ def test_bar_by_bar_equals_the_whole_array(kind: str, seed: int) -> None:
     """A strategy run bar by bar says what it says when it is run once over the whole array, splits included."""
     rng = np.random.default_rng(seed)
     one = watcher(kind)
-    tape = with_splits(rng, *walk(rng, one.entry.lookback + 60))
+    tape = with_splits(rng, market(rng, one.entry.lookback + 60))
     assert_same(at_once(one, tape), bar_by_bar(one, tape, one.entry.lookback - 1))
 
 
@@ -177,10 +244,9 @@ def test_the_future_changes_no_mark_of_the_past(kind: str, seed: int) -> None:
     """Marks up to a bar are the same whether the tape ends there or goes on: nobody looks ahead."""
     rng = np.random.default_rng(seed)
     one = watcher(kind)
-    close, volume = walk(rng, one.entry.lookback + 120)
-    whole = with_splits(rng, close, volume)
-    end = int(rng.integers(one.entry.lookback, len(close)))
-    cut = tape_of(whole.raw.close[:end], whole.raw.volume[:end], whole.split[:end])
+    whole = with_splits(rng, market(rng, one.entry.lookback + 120))
+    end = int(rng.integers(one.entry.lookback, len(whole)))
+    cut = part_of(whole, 0, end)
     assert_same(at_once(one, cut), {i: o for i, o in at_once(one, whole).items() if i < end})
 
 
@@ -195,15 +261,17 @@ def test_bars_older_than_the_lookback_do_not_matter(kind: str, seed: int, level:
     close, volume = walk(rng, lookback + 40)
     past, past_volume = walk(rng, 300, start=50.0 * level)
     past = np.minimum(past**wildness * (50.0 * level) ** (1 - wildness), 100 * np.median(close))
-    short = one.mark_all(tape_of(close, volume))
-    long = one.mark_all(tape_of([*past, *close], [*past_volume, *volume]))
+    tape = tape_of([*past, *close], [*past_volume, *volume])
+    short, long = one.mark_all(part_of(tape, len(past), len(tape))), one.mark_all(tape)
     assert_same(
         {i: o for i in range(lookback - 1, len(close)) if (o := opinion_at(short, i))},
         {i: o for i in range(lookback - 1, len(close)) if (o := opinion_at(long, i + len(past)))},
     )
     for name, values in short.features.items():
         known, same = values[lookback - 1 :], long.features[name][len(past) + lookback - 1 :]
-        assert np.all(np.abs(known - same) <= 1e-12 * np.maximum(np.abs(known), np.nanmax(np.abs(known)))), name
+        np.testing.assert_array_equal(np.isnan(known), np.isnan(same), err_msg=name)
+        known, same = known[~np.isnan(known)], same[~np.isnan(known)]
+        assert np.all(np.abs(known - same) <= 1e-12 * np.maximum(np.abs(known), np.abs(known).max(initial=0))), name
 
 
 def test_one_bar_less_than_its_lookback_is_too_few() -> None:
@@ -225,12 +293,11 @@ def test_the_number_of_new_bars_that_arrive_together_changes_no_byte(kind: str, 
     rng = np.random.default_rng(seed)
     one = watcher(kind)
     lookback = one.entry.lookback
-    tape = with_splits(rng, *walk(rng, lookback + 30))
+    tape = with_splits(rng, market(rng, lookback + 30))
     for i in range(lookback - 1, lookback + 30):
         start = int(rng.integers(0, i + 2 - lookback))
         end = int(rng.integers(i + 1, lookback + 31))
-        part = tape_of(tape.raw.close[start:end], tape.raw.volume[start:end], tape.split[start:end])
-        assert one.decide(part, i - start) == one.decide(tape, i)
+        assert one.decide(part_of(tape, start, end), i - start) == one.decide(tape, i)
 
 
 # --- what must not matter
@@ -243,8 +310,8 @@ def test_the_unit_of_prices_and_volumes_does_not_matter(kind: str, seed: int, pr
     """Cents or dollars, shares or lots: the same marks, equally strong."""
     rng = np.random.default_rng(seed)
     one = watcher(kind)
-    close, volume = walk(rng, one.entry.lookback + 60)
-    assert_same(at_once(one, tape_of(close * price, volume * shares)), at_once(one, tape_of(close, volume)))
+    tape = market(rng, one.entry.lookback + 60)
+    assert_same(at_once(one, scaled(tape, price, shares)), at_once(one, tape))
 
 
 @every_strategy
@@ -254,8 +321,8 @@ def test_splits_do_not_matter(kind: str, seed: int) -> None:
     """A market whose shares were split is marked as the same market without the splits."""
     rng = np.random.default_rng(seed)
     one = watcher(kind)
-    close, volume = walk(rng, one.entry.lookback + 60)
-    assert_same(at_once(one, with_splits(rng, close, volume)), at_once(one, tape_of(close, volume)))
+    tape = market(rng, one.entry.lookback + 60)
+    assert_same(at_once(one, with_splits(rng, tape)), at_once(one, tape))
 
 
 # --- markets at the edge
@@ -351,6 +418,22 @@ def test_a_market_without_volume_breaks_out_only_where_volume_is_not_asked_for(
         ("rsi_reversal", {"period": 200, "low": 49.9, "high": 50}),
         ("bollinger_breakout", {"period": 2, "width": 1e-3, "volume_factor": 0}),
         ("bollinger_breakout", {"period": 1000, "width": 10, "volume_factor": 100}),
+        ("macd_cross", {"fast": 2, "slow": 3, "signal": 1}),
+        ("macd_cross", {"fast": 199, "slow": 200, "signal": 200}),
+        ("adx_trend", {"period": 2, "level": 1e-3}),
+        ("adx_trend", {"period": 100, "level": 99.9}),
+        ("momentum", {"period": 1, "least": 0}),
+        ("momentum", {"period": 2000, "least": 10}),
+        ("donchian_breakout", {"period": 2}),
+        ("donchian_breakout", {"period": 2000}),
+        ("atr_burst", {"period": 2, "factor": 1e-3}),
+        ("atr_burst", {"period": 200, "factor": 100}),
+        ("volume_spike", {"period": 2, "factor": 1e-3}),
+        ("volume_spike", {"period": 1000, "factor": 1000}),
+        ("vwap_deviation", {"distance": 1e-6, "session_bars": 2}),
+        ("vwap_deviation", {"distance": 1, "session_bars": 1440}),
+        ("gap", {"size": 1e-6}),
+        ("gap", {"size": 1}),
     ],
 )
 def test_parameters_at_their_limits_work(kind: str, params: Mapping[str, float]) -> None:
@@ -367,6 +450,8 @@ def test_parameters_at_their_limits_work(kind: str, params: Mapping[str, float])
     [
         ("sma_cross", {"fast": 30, "slow": 10}, "fast (30) must be smaller than slow (10)"),
         ("sma_cross", {"fast": 10, "slow": 10}, "fast (10) must be smaller than slow (10)"),
+        ("macd_cross", {"fast": 26, "slow": 12}, "fast (26) must be smaller than slow (12)"),
+        ("macd_cross", {"fast": 12, "slow": 12}, "fast (12) must be smaller than slow (12)"),
         ("sma_cross", {"fast": 0}, "greater than or equal to 1"),
         ("sma_cross", {"slow": 2001}, "less than or equal to 2000"),
         ("sma_cross", {"fast": 2.5}, "integer"),
@@ -402,3 +487,104 @@ def test_marks_without_a_direction_are_no_opinion() -> None:
         direction=Direction.LONG, strength=0.333333333, features={"price": 0.666666667}
     )
     assert opinion_at(marks, 2) == Opinion(direction=Direction.SHORT, strength=1.0, features={"price": 1e9})
+
+
+# --- every strategy that is registered
+
+
+@pytest.mark.parametrize(
+    ("kind", "interval"), [(name, interval) for name, one in STRATEGIES.items() for interval in one.intervals]
+)
+def test_no_strategy_looks_ahead_on_recorded_or_invented_bars(kind: str, interval: Interval) -> None:
+    """The check that `troop strategies check` makes on one's own: at every interval a strategy makes sense at."""
+    strategy = STRATEGIES[kind]
+    newest = strategy.lookback(strategy.params()) + 400
+    for bars in (recorded_bars("AAPL", interval), invented_bars(interval, count=newest)):
+        verdict = check(strategy, bars.cut(max(len(bars) - newest, 0), len(bars)), cuts=15)
+        assert verdict.is_passed, verdict.troubles
+        assert verdict.cuts >= 15
+        assert verdict.decided > 300
+
+
+@pytest.mark.parametrize("kind", SPARSE)
+def test_none_looks_ahead_with_other_parameters(kind: str) -> None:
+    """What holds for the defaults holds for the rest."""
+    strategy = STRATEGIES[kind]
+    verdict = check(strategy, invented_bars(Interval.HOUR, count=900), strategy.params(**SPARSE[kind]), cuts=15)
+    assert verdict.is_passed, verdict.troubles
+    assert verdict.opinions > 5
+
+
+@every_strategy
+def test_a_strategy_says_what_it_is_and_where_its_formula_comes_from(kind: str) -> None:
+    """At least ten, each with a line for people, its source, and sensible defaults."""
+    strategy = STRATEGIES[kind]
+    assert len(STRATEGIES) >= 10
+    assert strategy.name == kind
+    assert strategy.version >= 1
+    assert 10 < len(strategy.title) < 100
+    assert strategy.title[0].islower()
+    assert re.search(r"\b(19|20)\d\d\b", strategy.mark.__doc__ or ""), "a source has a year"
+    assert strategy.horizon >= 1
+    assert strategy.intervals
+    marked = strategy.mark(recorded_bars("AAPL", strategy.intervals[0]), strategy.params())
+    assert (marked.state is not None) == strategy.has_state
+    if marked.state is not None:
+        assert set(np.unique(marked.state)) <= {-1, 0, 1}
+        entered = np.flatnonzero(marked.direction)
+        assert (marked.state[entered] == marked.direction[entered]).all(), "an opinion is where a state begins"
+
+
+@every_strategy
+def test_every_parameter_has_bounds_on_both_sides(kind: str) -> None:
+    """No entry can ask for a lookback of a million bars; the message names the field."""
+    model = STRATEGIES[kind].params
+    for name, field in model.model_fields.items():
+        names = {type(bound).__name__ for bound in field.metadata}
+        assert names & {"Ge", "Gt"}, name
+        assert names & {"Le", "Lt"}, name
+        for wrong in (-1e9, 1e9, float("nan"), float("inf"), "many"):
+            with pytest.raises(ValidationError) as e:
+                model(**{name: wrong})
+            assert e.value.errors()[0]["loc"] == (name,)
+
+
+@pytest.mark.parametrize("symbol", ["AAPL", "IBM"])
+def test_what_other_signals_show_is_talibs(symbol: str) -> None:
+    """Anybody gets the same from TA-Lib; the ADX within the nudge that keeps rounding out of it."""
+    bars = recorded(symbol)
+    tape = Tape.of(Columns.of(bars))
+    high, low, close = (column(bars, name) for name in ("high", "low", "close"))
+    macd, line, _ = talib.MACD(close, 12, 26, 9)
+    shown = watcher("macd_cross").mark_all(tape).features
+    np.testing.assert_allclose(shown["macd"], macd, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(shown["signal"], line, rtol=1e-9, atol=1e-12)
+    atr = watcher("atr_burst").mark_all(tape).features["atr"]
+    np.testing.assert_allclose(atr[1:], talib.ATR(high, low, close, 14)[:-1], rtol=1e-9)
+    trend = watcher("adx_trend").mark_all(tape).features
+    rng = np.random.default_rng(4)  # moves that are never the same on both sides
+    apart = market(rng, 900).raw
+    wide = [values * (1 + 1e-3 * rng.random(900)) for values in (apart.high, apart.low)]
+    loose = tape_of(apart.close, apart.volume, opening=apart.open, high=wide[0] * 1.01, low=wide[1] * 0.99)
+    drawn = watcher("adx_trend").mark_all(loose).features
+    for name, rule in (("adx", talib.ADX), ("plus_di", talib.PLUS_DI), ("minus_di", talib.MINUS_DI)):
+        settled = rule(loose.raw.high, loose.raw.low, loose.raw.close, 14)[300:]
+        np.testing.assert_allclose(drawn[name][300:], settled, rtol=1e-5)
+        # In whole cents TA-Lib leaves to rounding which of two equal moves counts.
+        assert np.nanmedian(np.abs(trend[name] - rule(high, low, close, 14))) < 1
+
+
+def test_two_moves_of_the_same_size_count_for_the_side_the_bar_closed_on() -> None:
+    """In whole cents high and low often part by the same; rounding must not decide which of them leads."""
+    rng = np.random.default_rng(8)
+    count = watcher("adx_trend").entry.lookback + 30
+    middle = 50 + np.cumsum(rng.choice([-0.03, 0.0, 0.03], count))
+    width = np.round(1 + 0.5 * rng.random(count), 2)
+    close = np.round(middle + 0.4 * rng.choice([-1, 1], count), 2)
+    plain = tape_of(close, np.full(count, 1e3), opening=middle, high=middle + width, low=middle - width)
+    one = watcher("adx_trend", period=14, level=10)
+    shown = one.mark_all(plain).features
+    for factor in (1 / 3, 0.1, 7.0):
+        other = one.mark_all(scaled(plain, factor, 1 / factor)).features
+        for name in ("adx", "plus_di", "minus_di"):
+            np.testing.assert_allclose(other[name], shown[name], rtol=1e-9)

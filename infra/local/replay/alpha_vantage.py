@@ -9,36 +9,39 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from aiohttp import web
 
+from infra.local.replay.almanac import SOURCE, Almanac, Article
 from infra.local.replay.desk import Desk
 from infra.local.replay.plans import Plan
+from infra.local.replay.refusals import RefusalError
 from infra.local.replay.tapes import LastDay, Tape, Tapes, View, quoted_bar
-from shared.market.models import Bar, Interval
+from shared.market.models import Bar, Interval, ReportTime
 from shared.market.sessions import EXCHANGE, calendar
 
 PATH = "/alpha_vantage/query"
 
 _COMPACT = 100
 _TRAILING = timedelta(days=30)
+_DELAY = timedelta(minutes=15)
 _MONTH = re.compile(r"(?P<year>20\d{2})-(?P<month>0[1-9]|1[0-2])")
 _INTERVALS = {"1min": Interval.MINUTE, "60min": Interval.HOUR}
-_THANKS = "Thank you for using Alpha Vantage!"
-_PLANS = "any of the premium plans at https://www.alphavantage.co/premium/"
-_CLAIM = "claim your free API key"
-_KEY_PAGE = "(https://www.alphavantage.co/support/#api-key)"
-
-
-class _RefusalError(Exception):
-    """Ends a call with a notice; ``reason`` is what the statistics call it."""
-
-    def __init__(self, reason: str, field: str, text: str) -> None:
-        super().__init__(text)
-        self.reason = reason
-        self.body = {field: text}
+_ACCEPTED = ("*/*", "application/*", "application/json")
+_HORIZONS = {"3month": 91, "6month": 182, "12month": 365}
+_MOMENTS = {ReportTime.BEFORE_OPEN: "pre-market", ReportTime.AFTER_CLOSE: "post-market"}
+_MOST_NEWS = 1000
+_TOPIC = "financial_markets"
+"""What every article of the replay is about."""
+_BANDS = ((-0.35, "Bearish"), (-0.15, "Somewhat-Bearish"), (0.15, "Neutral"), (0.35, "Somewhat-Bullish"))
+_SENTIMENT_DEFINITION = (
+    "x <= -0.35: Bearish; -0.35 < x <= -0.15: Somewhat-Bearish; -0.15 < x < 0.15: Neutral; "
+    "0.15 <= x < 0.35: Somewhat_Bullish; x >= 0.35: Bullish"
+)
+_RELEVANCE_DEFINITION = "0 < x <= 1, with a higher score indicating higher relevance."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,42 +61,32 @@ class _Call:
     def is_csv(self) -> bool:
         return self.param("datatype") == "csv"
 
-    def invalid(self) -> _RefusalError:
-        return _RefusalError(
-            "invalid_call",
-            "Error Message",
-            "Invalid API call. Please retry or visit the documentation "
-            f"(https://www.alphavantage.co/documentation/) for {self.function}.",
-        )
+    def invalid(self) -> RefusalError:
+        return RefusalError("invalid_call")
 
     def premium_only(self) -> None:
         if not self.plan.is_premium:
-            raise _RefusalError(
-                "premium_endpoint",
-                "Information",
-                f"{_THANKS} This is a premium endpoint. You may subscribe to {_PLANS} "
-                "to instantly unlock all premium endpoints",
-            )
+            raise RefusalError("premium_endpoint")
+
+    def premium_parameter(self, name: str) -> None:
+        if not self.plan.is_premium:
+            raise RefusalError("premium_parameter", parameter=f"{name}={self.param(name)}")
 
     def is_full(self) -> bool:
         size = self.param("outputsize", "compact")
         if size not in {"compact", "full"}:
             raise self.invalid()
-        if size == "full" and not self.plan.is_premium:
-            raise _RefusalError(
-                "premium_parameter",
-                "Information",
-                f"{_THANKS} The outputsize=full parameter value is a premium feature for the {self.function} "
-                f"endpoint. You may subscribe to {_PLANS} to instantly unlock all premium features",
-            )
+        if size == "full":
+            self.premium_parameter("outputsize")
         return size == "full"
 
 
 class AlphaVantage:
     """Answers /alpha_vantage/query from tapes."""
 
-    def __init__(self, tapes: Tapes, desk: Desk) -> None:
+    def __init__(self, tapes: Tapes, almanac: Almanac, desk: Desk) -> None:
         self._tapes = tapes
+        self._almanac = almanac
         self._desk = desk
         self._functions: Mapping[str, Callable[[_Call], str]] = {
             "TIME_SERIES_DAILY": self._daily,
@@ -103,59 +96,42 @@ class AlphaVantage:
             "SYMBOL_SEARCH": self._symbol_search,
             "MARKET_STATUS": self._market_status,
             "SPLITS": self._splits,
+            "DIVIDENDS": self._dividends,
+            "EARNINGS_CALENDAR": self._earnings_calendar,
+            "NEWS_SENTIMENT": self._news_sentiment,
         }
 
-    async def query(self, request: web.Request) -> web.StreamResponse:
-        """Answer one call."""
-        struck = await self._desk.struck(request)
-        if struck is not None:
-            return struck
-        try:
-            plan = self._plan(request.query.get("apikey", ""))
-            call = _Call(function=request.query.get("function", ""), params=request.query, plan=plan)
-            answer = self._functions.get(call.function)
-            if answer is None:
-                raise _RefusalError(
-                    "unknown_function", "Error Message", f"This API function ({call.function}) does not exist."
-                )
-            text = answer(call)
-        except _RefusalError as e:
-            self._desk.refusals[e.reason] += 1
-            return web.json_response(e.body)
-        self._desk.answered(call.symbol)
-        if text.startswith("{"):
-            return web.Response(text=text, content_type="application/json")
-        return web.Response(text=text, content_type="application/x-download")
+    def routes(self) -> list[web.RouteDef]:
+        """The path of this provider."""
+        return [web.get(PATH, self._query)]
+
+    async def _query(self, request: web.Request) -> web.StreamResponse:
+        function, key = request.query.get("function", ""), request.query.get("apikey", "")
+
+        def answer() -> web.Response:
+            if not any(kind in request.headers.get("Accept", "*/*") for kind in _ACCEPTED):
+                raise RefusalError("not_acceptable")
+            plan = self._plan(key)
+            known = self._functions.get(function)
+            if known is None:
+                raise RefusalError("unknown_function")
+            text = known(_Call(function=function, params=request.query, plan=plan))
+            kind = "application/json" if text.startswith("{") else "application/x-download"
+            return web.Response(text=text, content_type=kind)
+
+        symbol = request.query.get("symbol", request.query.get("tickers", "")).strip().upper()
+        return await self._desk.serve(request, answer, symbol=symbol, words={"function": function, "key": key})
 
     def _plan(self, key: str) -> Plan:
         if key == "demo":
-            raise _RefusalError(
-                "demo_key",
-                "Information",
-                f"The **demo** API key is for demo purposes only. Please {_CLAIM} at {_KEY_PAGE} "
-                "to explore our full API offerings. It takes fewer than 20 seconds.",
-            )
+            raise RefusalError("demo_key")
         plan = self._desk.plans.get(key)
         if plan is None:
-            raise _RefusalError(
-                "invalid_key",
-                "Error Message",
-                f"the parameter apikey is invalid or missing. Please {_CLAIM} on {_KEY_PAGE}. "
-                "It should take less than 20 seconds.",
-            )
+            raise RefusalError("invalid_key")
         full = self._desk.turnstile.admit(key, plan.alpha_vantage)
-        if full is None:
-            return plan
-        texts = {
-            "day": f"We have detected your API key as {key} and our standard API rate limit is {full.calls} "
-            f"requests per day. Please subscribe to {_PLANS} to instantly remove all daily rate limits.",
-            "minute": f"{_THANKS} Please contact premium@alphavantage.co if you are targeting "
-            "a higher API call volume.",
-            "second": f"{_THANKS} Please consider spreading out your free API requests more sparingly "
-            f"({full.calls} request per second). You may subscribe to {_PLANS} to lift the free key rate limit "
-            "(25 requests per day), raise the per-second burst limit, and instantly unlock all premium endpoints",
-        }
-        raise _RefusalError(f"per_{full.name}", "Information", texts[full.name])
+        if full is not None:
+            raise RefusalError(f"per_{full.name}", calls=full.calls)
+        return plan
 
     def _view(self, call: _Call, interval: Interval) -> View:
         view = self._tapes.view(call.symbol, interval)
@@ -232,12 +208,25 @@ class AlphaVantage:
     def _global_quote(self, call: _Call) -> str:
         if not call.symbol:
             raise call.invalid()
-        last = self._tapes.last_day(call.symbol, is_over=True)
+        name, last = self._last_day(call)
         fields = _quote_fields(call.symbol, last) if last else {}
         if call.is_csv:
             header = "symbol,open,high,low,price,volume,latestDay,previousClose,change,changePercent"
             return _csv(header, [",".join(fields.values())] if fields else [])
-        return json.dumps({"Global Quote": fields})
+        return json.dumps({name: fields})
+
+    def _last_day(self, call: _Call) -> tuple[str, LastDay | None]:
+        """What the quote is called, and the day it tells of: the last that is over, unless the key buys a fresher."""
+        entitlement = call.param("entitlement")
+        if not entitlement:
+            return "Global Quote", self._tapes.last_day(call.symbol, is_over=True)
+        if entitlement not in {"realtime", "delayed"}:
+            raise call.invalid()
+        call.premium_parameter("entitlement")
+        if entitlement == "realtime":
+            return "Global Quote", self._tapes.last_day(call.symbol)
+        with self._tapes.at(self._tapes.now() - _DELAY):
+            return "Global Quote - DATA DELAYED BY 15 MINUTES", self._tapes.last_day(call.symbol)
 
     def _symbol_search(self, call: _Call) -> str:
         if not call.param("keywords"):
@@ -278,15 +267,66 @@ class AlphaVantage:
     def _splits(self, call: _Call) -> str:
         if not call.symbol:
             raise call.invalid()
-        views = (self._tapes.view(call.symbol, interval) for interval in Interval)
-        view = next((view for view in views if view), None)
-        splits = [(str(day), f"{factor:.4f}") for day, factor in (view.splits() if view else [])]
+        splits = [(str(day), f"{factor:.4f}") for day, factor in self._tapes.splits(call.symbol)]
         if call.is_csv:
             return _csv("effective_date,split_factor", map(",".join, splits))
-        if view is None:
+        if not self._tapes.knows(call.symbol):
             return "{}"
         data = [{"effective_date": day, "split_factor": factor} for day, factor in splits]
         return json.dumps({"symbol": call.symbol, "data": data})
+
+    def _dividends(self, call: _Call) -> str:
+        # No package has recorded a dividend, and none is made up.
+        if not call.symbol:
+            raise call.invalid()
+        if call.is_csv:
+            return _csv("ex_dividend_date,declaration_date,record_date,payment_date,amount", [])
+        if not self._tapes.knows(call.symbol):
+            return "{}"
+        return json.dumps({"symbol": call.symbol, "data": []})
+
+    def _earnings_calendar(self, call: _Call) -> str:
+        days = _HORIZONS.get(call.param("horizon", "3month"))
+        if days is None:
+            raise call.invalid()
+        today = self._tapes.now().astimezone(calendar(EXCHANGE).zone).date()
+        reports = self._almanac.reports(today, today + timedelta(days=days), call.symbol or None)
+        rows = (
+            f"{r.symbol},{_quoted(f'{self._tapes.names[r.symbol]} ({SOURCE})')},{r.day},{r.fiscal_end},"
+            f"{r.eps_estimate:g},USD,{_MOMENTS.get(r.time, '')}"
+            for r in reports
+            if r.out_at > self._tapes.now()
+        )
+        return _csv("symbol,name,reportDate,fiscalDateEnding,estimate,currency,timeOfTheDay", rows)
+
+    def _news_sentiment(self, call: _Call) -> str:
+        wanted = [one.strip().upper() for one in call.param("tickers").split(",") if one.strip()]
+        topics = [one.strip() for one in call.param("topics").split(",") if one.strip()]
+        order = call.param("sort", "LATEST")
+        try:
+            limit = int(call.param("limit", "50"))
+            since = _news_time(call.param("time_from")) or datetime.min.replace(tzinfo=UTC)
+            until = _news_time(call.param("time_to")) or self._tapes.now()
+        except ValueError as e:
+            raise RefusalError("no_news") from e
+        # Each article is about one symbol, so none mentions two, and there is one topic.
+        is_empty = len(wanted) > 1 or any(topic != _TOPIC for topic in topics)
+        if is_empty or not 0 < limit <= _MOST_NEWS or order not in {"LATEST", "EARLIEST", "RELEVANCE"}:
+            raise RefusalError("no_news")
+        known = self._almanac
+        found = known.articles(wanted[0], since, until) if wanted else known.articles_of_all(since, until)
+        if not found:
+            raise RefusalError("no_news")
+        found.sort(key=lambda article: (article.published_at, article.number), reverse=order != "EARLIEST")
+        feed = [_article(article) for article in found[:limit]]
+        return json.dumps(
+            {
+                "items": str(len(feed)),
+                "sentiment_score_definition": _SENTIMENT_DEFINITION,
+                "relevance_score_definition": _RELEVANCE_DEFINITION,
+                "feed": feed,
+            }
+        )
 
 
 def _series(meta: Mapping[str, str], name: str, rows: Iterable[str]) -> str:
@@ -325,6 +365,37 @@ def _label(opened_at: datetime, zone: ZoneInfo) -> str:
 
 def _volume(volume: float) -> str:
     return str(int(volume)) if volume.is_integer() else repr(volume)
+
+
+def _news_time(text: str) -> datetime | None:
+    """A time such as 20120301T0930, in UTC; None for no text."""
+    return datetime.strptime(text, "%Y%m%dT%H%M").replace(tzinfo=UTC) if text else None
+
+
+def _article(article: Article) -> dict[str, Any]:
+    label = next((name for bound, name in _BANDS if article.sentiment <= bound), "Bullish")
+    return {
+        "title": article.title,
+        "url": article.url,
+        "time_published": article.published_at.strftime("%Y%m%dT%H%M%S"),
+        "authors": [],
+        "summary": article.summary,
+        "banner_image": None,
+        "source": SOURCE,
+        "category_within_source": "n/a",
+        "source_domain": "replay.example",
+        "topics": [{"topic": "Financial Markets", "relevance_score": "1.0"}],
+        "overall_sentiment_score": article.sentiment,
+        "overall_sentiment_label": label,
+        "ticker_sentiment": [
+            {
+                "ticker": article.symbol,
+                "relevance_score": "1.0",
+                "ticker_sentiment_score": f"{article.sentiment:.6f}",
+                "ticker_sentiment_label": label,
+            }
+        ],
+    }
 
 
 def _daily_json(tape: Tape, place: int) -> str:

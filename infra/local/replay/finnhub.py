@@ -5,14 +5,16 @@ Daily candles are adjusted for the splits known by now, intraday ones are as tra
 """
 
 import math
-from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime, time, timedelta
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
 from aiohttp import web
 
+from infra.local.replay.almanac import NOTICE, SOURCE, Almanac
 from infra.local.replay.desk import Desk
 from infra.local.replay.plans import Plan
+from infra.local.replay.refusals import RefusalError
 from infra.local.replay.tapes import Tapes, View, quoted_bar
 from shared.market.models import Bar, Interval
 from shared.market.sessions import EXCHANGE, calendar
@@ -22,78 +24,76 @@ PREFIX = "/finnhub/api/v1"
 _RECORDED = {"1": Interval.MINUTE, "60": Interval.HOUR, "D": Interval.DAY}
 _RESOLUTIONS = {*_RECORDED, "5", "15", "30", "W", "M"}
 _INTRADAY_REACH = timedelta(days=31)
+_EARNINGS_REACH = timedelta(days=30)
+_MOST_EARNINGS = 1500
+_ZERO = {"c": 0, "d": None, "dp": None, "h": 0, "l": 0, "o": 0, "pc": 0, "t": 0}
 _FAR = 2**33  # the year 2242
 _PRE_MARKET = time(4, 0)
 _POST_MARKET_ENDS = time(20, 0)
 
 
-class _RefusalError(Exception):
-    """Ends a call with a status; ``reason`` is what the statistics call it."""
-
-    def __init__(self, reason: str, status: int, text: str) -> None:
-        super().__init__(text)
-        self.reason = reason
-        self.status = status
-
-
 class Finnhub:
     """Answers /finnhub/api/v1 from tapes."""
 
-    def __init__(self, tapes: Tapes, desk: Desk) -> None:
+    def __init__(self, tapes: Tapes, almanac: Almanac, desk: Desk) -> None:
         self._tapes = tapes
+        self._almanac = almanac
         self._desk = desk
 
     def routes(self) -> list[web.RouteDef]:
         """The paths of this provider."""
-        return [
-            web.get(f"{PREFIX}/quote", self._handler(self._quote)),
-            web.get(f"{PREFIX}/stock/candle", self._handler(self._candle)),
-            web.get(f"{PREFIX}/search", self._handler(self._search)),
-            web.get(f"{PREFIX}/stock/market-status", self._handler(self._market_status)),
-        ]
+        answers: Mapping[str, Callable[[web.Request, Plan], object]] = {
+            "/quote": self._quote,
+            "/stock/candle": self._candle,
+            "/stock/split": self._split,
+            "/company-news": self._company_news,
+            "/calendar/earnings": self._earnings,
+            "/search": self._search,
+            "/stock/market-status": self._market_status,
+        }
+        return [web.get(PREFIX + path, self._handler(answer)) for path, answer in answers.items()]
 
     def _handler(
-        self, answer: Callable[[web.Request, Plan], dict[str, Any]]
+        self, answer: Callable[[web.Request, Plan], object]
     ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         async def handle(request: web.Request) -> web.StreamResponse:
-            struck = await self._desk.struck(request)
-            if struck is not None:
-                return struck
-            key = request.headers.get("X-Finnhub-Token") or request.query.get("token", "")
-            plan = self._desk.plans.get(key)
-            try:
+            given = request.headers.get("X-Finnhub-Token", request.query.get("token"))
+            plan = self._desk.plans.get(given or "")
+
+            def admitted() -> web.Response:
                 if plan is None:
-                    text = "Invalid API key." if key else "Please use an API key."
-                    raise _RefusalError("invalid_key" if key else "missing_key", 401, text)
-                full = self._desk.turnstile.admit(key, plan.finnhub)
+                    if given is None:
+                        raise RefusalError("missing_key")
+                    raise RefusalError("invalid_key" if given else "sign_up")
+                full = self._desk.turnstile.admit(plan.key, plan.finnhub)
                 if full is not None:
-                    text = "API limit reached. Please try again later. Remaining Limit: 0"
-                    raise _RefusalError(f"per_{full.name}", 429, text)
-                body, status = answer(request, plan), 200
-            except _RefusalError as e:
-                self._desk.refusals[e.reason] += 1
-                body, status = {"error": str(e)}, e.status
-            else:
-                self._desk.answered(request.query.get("symbol", ""))
-            return web.json_response(body, status=status, headers=self._limits(plan))
+                    raise RefusalError(f"per_{full.name}")
+                return web.json_response(answer(request, plan))
+
+            return await self._desk.serve(
+                request,
+                admitted,
+                symbol=request.query.get("symbol", "").strip().upper(),
+                limits=lambda is_spent: self._limits(plan, is_spent=is_spent),
+            )
 
         return handle
 
-    def _limits(self, plan: Plan | None) -> dict[str, str]:
+    def _limits(self, plan: Plan | None, *, is_spent: bool) -> dict[str, str]:
         if plan is None or not plan.finnhub:
             return {}
         widest = plan.finnhub[0]
         room = self._desk.turnstile.room(plan.key, widest)
         return {
             "X-Ratelimit-Limit": str(widest.calls),
-            "X-Ratelimit-Remaining": str(room.left),
+            "X-Ratelimit-Remaining": str(0 if is_spent else room.left),
             "X-Ratelimit-Reset": str(math.ceil(room.frees_at.timestamp())),
         }
 
     def _quote(self, request: web.Request, plan: Plan) -> dict[str, Any]:
         last = self._tapes.last_day(_required(request, "symbol").upper())
         if last is None:
-            return {"c": 0, "d": None, "dp": None, "h": 0, "l": 0, "o": 0, "pc": 0, "t": 0}
+            return dict(_ZERO)
         before = last.previous_close
         change = None if before is None else last.price - before
         return {
@@ -109,12 +109,12 @@ class Finnhub:
 
     def _candle(self, request: web.Request, plan: Plan) -> dict[str, Any]:
         if not plan.is_premium:
-            raise _RefusalError("premium_endpoint", 403, "You don't have access to this resource.")
+            raise RefusalError("premium_endpoint")
         resolution = _required(request, "resolution")
         symbol = _required(request, "symbol").upper()
         begins, ends = _instant(request, "from"), _instant(request, "to")
         if resolution not in _RESOLUTIONS:
-            raise _RefusalError("invalid_call", 422, "wrong resolution")
+            raise RefusalError("invalid_call", text="wrong resolution")
         interval = _RECORDED.get(resolution)
         view = self._tapes.view(symbol, interval) if interval else None
         if view is None or not view.count:
@@ -127,6 +127,62 @@ class Finnhub:
         rows = [(_epoch(at), bar) for at, bar in stamped if begins <= at <= ends]
         return _candles(rows) if rows else {"s": "no_data"}
 
+    def _split(self, request: web.Request, plan: Plan) -> list[dict[str, Any]]:
+        if not plan.is_premium:
+            raise RefusalError("premium_endpoint")
+        symbol = _required(request, "symbol").upper()
+        first, last = _day(request, "from"), _day(request, "to")
+        return [
+            {
+                "symbol": symbol,
+                "date": str(day),
+                "fromFactor": 1 if factor >= 1 else round(1 / factor, 6),
+                "toFactor": max(factor, 1),
+            }
+            for day, factor in self._tapes.splits(symbol)
+            if first <= day <= last
+        ]
+
+    def _company_news(self, request: web.Request, plan: Plan) -> list[dict[str, Any]]:
+        symbol = _required(request, "symbol").upper()
+        since = datetime.combine(_day(request, "from"), time(), UTC)
+        until = datetime.combine(_day(request, "to"), time.max, UTC)
+        return [
+            {
+                "category": "company",
+                "datetime": _epoch(article.published_at),
+                "headline": article.title,
+                "id": article.number,
+                "image": "",
+                "related": symbol,
+                "source": SOURCE,
+                "summary": article.summary,
+                "url": article.url,
+            }
+            for article in reversed(self._almanac.articles(symbol, since, until))
+        ]
+
+    def _earnings(self, request: web.Request, plan: Plan) -> dict[str, Any]:
+        today = self._tapes.now().astimezone(calendar(EXCHANGE).zone).date()
+        first = _day(request, "from") if "from" in request.query else today
+        last = _day(request, "to") if "to" in request.query else today + _EARNINGS_REACH
+        now = self._tapes.now()
+        rows = [
+            {
+                "date": str(r.day),
+                "epsActual": r.eps_actual if r.out_at <= now else None,
+                "epsEstimate": r.eps_estimate,
+                "hour": str(r.time),
+                "quarter": r.quarter,
+                "revenueActual": r.revenue_actual if r.out_at <= now else None,
+                "revenueEstimate": r.revenue_estimate,
+                "symbol": r.symbol,
+                "year": r.year,
+            }
+            for r in self._almanac.reports(first, last, request.query.get("symbol", "").strip().upper() or None)
+        ]
+        return {"earningsCalendar": rows[:_MOST_EARNINGS], "source": NOTICE}
+
     def _search(self, request: web.Request, plan: Plan) -> dict[str, Any]:
         found = [
             {"description": name, "displaySymbol": symbol, "symbol": symbol, "type": "Common Stock"}
@@ -137,7 +193,7 @@ class Finnhub:
     def _market_status(self, request: web.Request, plan: Plan) -> dict[str, Any]:
         exchange = _required(request, "exchange").upper()
         if exchange != "US":
-            raise _RefusalError("invalid_call", 422, "exchange is not supported")
+            raise RefusalError("invalid_call", text="exchange is not supported")
         now = self._tapes.now()
         market = calendar(EXCHANGE)
         local = now.astimezone(market.zone)
@@ -185,15 +241,22 @@ def _candles(rows: list[tuple[int, Bar]]) -> dict[str, Any]:
 def _required(request: web.Request, name: str) -> str:
     value = request.query.get(name, "").strip()
     if not value:
-        raise _RefusalError("invalid_call", 422, "Missing parameters")
+        raise RefusalError("invalid_call", text="Missing parameters")
     return value
+
+
+def _day(request: web.Request, name: str) -> date:
+    try:
+        return date.fromisoformat(_required(request, name))
+    except ValueError as e:
+        raise RefusalError("invalid_call", text=f"{name} must be a date such as 2012-03-01") from e
 
 
 def _instant(request: web.Request, name: str) -> datetime:
     try:
         seconds = int(_required(request, name))
     except ValueError as e:
-        raise _RefusalError("invalid_call", 422, f"{name} must be seconds since 1970") from e
+        raise RefusalError("invalid_call", text=f"{name} must be seconds since 1970") from e
     return datetime.fromtimestamp(min(max(seconds, 0), _FAR), UTC)
 
 

@@ -1,4 +1,4 @@
-"""The replayed market as a whole: both providers over one catalogue, one market clock and one wall clock."""
+"""The replayed market as a whole: every provider over one catalogue, one market clock and one wall clock."""
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -6,12 +6,16 @@ from typing import Any
 
 from aiohttp import web
 
-from infra.local.replay.alpha_vantage import PATH, AlphaVantage
+from infra.local.replay.almanac import Almanac
+from infra.local.replay.alpha_vantage import AlphaVantage
 from infra.local.replay.catalogue import Catalogue, Progress
 from infra.local.replay.desk import Desk, Faults
 from infra.local.replay.finnhub import Finnhub
 from infra.local.replay.plans import PLANS, Plan, Turnstile
+from infra.local.replay.polygon import Polygon
+from infra.local.replay.refusals import REFUSALS
 from infra.local.replay.tapes import Tapes
+from infra.local.replay.twelve_data import TwelveData
 from shared.clock import Clock, format_instant
 
 
@@ -35,17 +39,21 @@ class Market:
         self.catalogue = catalogue
         self._now = now
         tapes = Tapes(catalogue, now)
+        self.almanac = Almanac(tapes)
         self._desks = {
-            provider: Desk(provider=provider, plans=plans, turnstile=Turnstile(wall), wall=wall, faults=faults)
-            for provider in ("alpha_vantage", "finnhub")
+            name: Desk(provider=name, plans=plans, turnstile=Turnstile(wall), tapes=tapes, wall=wall, faults=faults)
+            for name in REFUSALS
         }
-        self._alpha_vantage = AlphaVantage(tapes, self._desks["alpha_vantage"])
-        self._finnhub = Finnhub(tapes, self._desks["finnhub"])
+        self._routes = [
+            *AlphaVantage(tapes, self.almanac, self._desks["alpha_vantage"]).routes(),
+            *Finnhub(tapes, self.almanac, self._desks["finnhub"]).routes(),
+            *TwelveData(tapes, self.almanac, self._desks["twelve_data"]).routes(),
+            *Polygon(tapes, self.almanac, self._desks["polygon"]).routes(),
+        ]
 
     def routes(self) -> list[web.RouteDef]:
-        """Every path of both providers, and where people look, to mount in an aiohttp application."""
-        answers = web.get("/market/answers", self._show_answers)
-        return [web.get(PATH, self._alpha_vantage.query), *self._finnhub.routes(), answers]
+        """Every path of every provider, and where people look, to mount in an aiohttp application."""
+        return [*self._routes, web.get("/market/answers", self._show_answers)]
 
     def progress(self, now: datetime | None = None) -> Progress:
         """How much of the catalogue has closed, by the market's now unless told otherwise."""

@@ -1,16 +1,20 @@
 """The recorded series as they stand at one market instant: nothing that closes later can be read here."""
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date, datetime, time, timedelta
 from functools import cached_property
 from itertools import accumulate
 from operator import mul
 
 from infra.local.replay.catalogue import Key, Series
 from shared.market.models import Bar, Interval
-from shared.market.sessions import Session, calendar
+from shared.market.sessions import EXCHANGE, Session, calendar
+
+_PRETENDED: ContextVar[datetime | None] = ContextVar("pretended", default=None)
 
 
 class Tape:
@@ -88,6 +92,14 @@ class View:
         """The place behind the last bar that opens at or before an instant."""
         return bisect_right(self.tape.opens, instant, 0, self.count)
 
+    def of_date(self, day: date) -> int | None:
+        """The place of the first bar of a session date, or None."""
+        try:
+            place = self.since(datetime.combine(day, time(), self.tape.zone))
+        except OverflowError:
+            return None
+        return place if place < self.count and self.tape.local_date(place) == day else None
+
     def divisor(self, place: int) -> float:
         """What a bar's prices are divided by, and its volume multiplied with, for the splits known by now."""
         return self.tape.shares[self.count - 1] / self.tape.shares[place]
@@ -119,11 +131,47 @@ class Tapes:
     """Every series of a catalogue, seen from the market's now."""
 
     def __init__(self, catalogue: Mapping[Key, Series], now: Callable[[], datetime]) -> None:
-        self.now = now
+        self._now = now
         self._tapes = {key: Tape(series) for key, series in catalogue.items()}
         self.names: dict[str, str] = {}
+        self._calendars = {series.symbol: series.calendar for series in catalogue.values()}
         for series in catalogue.values():
             self.names[series.symbol] = self.names.get(series.symbol) or series.name or series.symbol
+
+    def now(self) -> datetime:
+        """The market's now, or the instant that is pretended to be it."""
+        return _PRETENDED.get() or self._now()
+
+    @contextmanager
+    def at(self, instant: datetime) -> Iterator[None]:
+        """Pretend that the market has got only that far."""
+        token = _PRETENDED.set(instant)
+        try:
+            yield
+        finally:
+            _PRETENDED.reset(token)
+
+    def sessions_ago(self, sessions: int) -> AbstractContextManager[None]:
+        """Pretend that it is the close of the session that many before the last one that closed."""
+        instant = calendar(EXCHANGE).previous_close(self.now()).closes_at
+        for _ in range(sessions):
+            instant = calendar(EXCHANGE).previous_close(instant - timedelta(minutes=1)).closes_at
+        return self.at(instant)
+
+    def first_at(self, symbol: str) -> datetime | None:
+        """When the oldest bar of a symbol that has closed by now opened; None while there is none."""
+        views = (self.view(symbol, interval) for interval in Interval)
+        return min((view.tape.opens[0] for view in views if view and view.count), default=None)
+
+    def trades_at(self, symbol: str) -> str:
+        """The name of the calendar a symbol trades by."""
+        return self._calendars[symbol]
+
+    def splits(self, symbol: str) -> list[tuple[date, float]]:
+        """Every split of a symbol so far, newest first, from the first of its series that has any bar."""
+        views = (self.view(symbol, interval) for interval in Interval)
+        view = next((view for view in views if view and view.count), None)
+        return view.splits() if view else []
 
     def knows(self, symbol: str) -> bool:
         """Whether there is any series of a symbol."""

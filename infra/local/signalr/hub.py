@@ -245,9 +245,7 @@ class Hub:
 class Switchboard:
     """All hubs and every open connection of the service."""
 
-    def __init__(
-        self, memberships: Memberships, meter: Meter, outbox: Outbox, now: Callable[[], datetime]
-    ) -> None:
+    def __init__(self, memberships: Memberships, meter: Meter, outbox: Outbox, now: Callable[[], datetime]) -> None:
         self.meter = meter
         self._outbox = outbox
         self.live: dict[str, Connection] = {}

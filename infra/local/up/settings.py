@@ -6,11 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infra.local.discord import DEFAULT_WEBHOOK
+from infra.local.mailbox import PASSWORD, USER
 from shared.clock import MarketTime
 from shared.errors import ConfigurationError
 from shared.settings import ROOT
 
 TOPIC_KEY = "local-topic-key"
+WEBHOOK_KEY = "local-webhook-secret"
+UNSUBSCRIBE_KEY = "local-unsubscribe-key-of-32-characters-or-more"
+ENDPOINT_KEY = "local:bG9jYWwtZW5kcG9pbnQta2V5LW9mLTMyLWJ5dGVzISE="
+"""Public knowledge: it seals addresses that lie on this machine only."""
 SIGNALR_KEY = "local-signalr-access-key-of-32-bytes-or-more"
 
 
@@ -21,6 +26,7 @@ class Place:
     app_url: str
     cloud_url: str
     data: Path
+    smtp_port: int = 0
 
 
 def embedded(place: Place, *, time: MarketTime | None, live_from: str, plan: str, live: bool) -> dict[str, str]:
@@ -32,6 +38,9 @@ def embedded(place: Place, *, time: MarketTime | None, live_from: str, plan: str
         "FUNCTIONS_WORKER_RUNTIME": "python",
         "DOCUMENTS_URL": f"sqlite:{place.data / 'app.db'}",
         "PUBLIC_URL": place.app_url,
+        "SMTP_URL": f"smtp://{USER}:{PASSWORD}@127.0.0.1:{place.smtp_port}?starttls=0" if place.smtp_port else "",
+        "UNSUBSCRIBE_KEY": UNSUBSCRIBE_KEY,
+        "ENDPOINT_KEYS": ENDPOINT_KEY,
         "OIDC_ISSUER": f"{cloud}/oidc",
         "OIDC_AUDIENCE": "troop",
         "OIDC_JWKS_URL": f"{cloud}/oidc/keys",
@@ -40,6 +49,8 @@ def embedded(place: Place, *, time: MarketTime | None, live_from: str, plan: str
         "AZURE_SIGNALR_CONNECTION_STRING": f"Endpoint={host};Port={port};AccessKey={SIGNALR_KEY};Version=1.0;",
         "DISCORD_WEBHOOK_URL": f"{cloud}/discord/api/webhooks/{webhook_id}/{token}",
         "MARKET_QUOTES_SCHEDULE": "*/10 * * * * *",
+        "MARKET_FETCHES_SCHEDULE": "*/2 * * * * *",
+        "MARKET_PREFETCH_SCHEDULE": "*/10 * * * * *",
         "SIGNALS_INGEST_SCHEDULE": "*/2 * * * * *",
         "SIGNALS_SWEEP_SCHEDULE": "*/2 * * * * *",
         "ALERTS_SWEEP_SCHEDULE": "*/2 * * * * *",
@@ -48,6 +59,8 @@ def embedded(place: Place, *, time: MarketTime | None, live_from: str, plan: str
         "SYSTEM_DEADLETTERED_SCHEDULE": "*/5 * * * * *",
         "DEAD_LETTERS_URL": f"{cloud}/topic/deadletters",
         "SYSTEM_SWEEP_SCHEDULE": "0 */10 * * * *",
+        "SYSTEM_DEADLETTERED_SCHEDULE": "*/10 * * * * *",
+        "CANARY_SCHEDULE": "0 */5 * * * *",
         "ALERTS_LEASE_SECONDS": "10",
         "CONTENT_DIGEST_SETTLE_SECONDS": "5",
     }
@@ -63,6 +76,13 @@ def embedded(place: Place, *, time: MarketTime | None, live_from: str, plan: str
         "FINNHUB_URL": f"{cloud}/finnhub/api/v1",
         "FINNHUB_KEY": f"local-{plan}",
         "FINNHUB_PLAN": plan,
+        "FINNHUB_WEBHOOK_SECRET": WEBHOOK_KEY,
+        "TWELVE_DATA_URL": f"{cloud}/twelve_data",
+        "TWELVE_DATA_KEY": f"local-{plan}",
+        "TWELVE_DATA_PLAN": plan,
+        "POLYGON_URL": f"{cloud}/polygon",
+        "POLYGON_KEY": f"local-{plan}",
+        "POLYGON_PLAN": plan,
         "WATCHLIST_FILE": str(place.data / "watchlist.toml"),
     }
 

@@ -63,6 +63,7 @@ class Supervisor:
         self._data = options.data.resolve()
         self._app_url = f"http://{options.host}:{options.port}"
         self._cloud_url = ""
+        self._smtp_port = 0
         self._cloud: Child | None = None
         self._instances: list[Child] = []
         self._defaults: dict[str, str] = {}
@@ -104,7 +105,7 @@ class Supervisor:
             (self._data / "watchlist.toml").write_text(watchlist)
             self._setting = str(self._plan.time)
         self._defaults = local.embedded(
-            local.Place(app_url=self._app_url, cloud_url=self._cloud_url, data=self._data),
+            local.Place(app_url=self._app_url, cloud_url=self._cloud_url, data=self._data, smtp_port=self._smtp_port),
             time=self._plan.time if self._plan else None,
             live_from=format_instant(self._plan.live_from) if self._plan else "",
             plan=self._options.plan,
@@ -226,7 +227,7 @@ class Supervisor:
         o, port = self._options, self._cloud_url.rpartition(":")[2]
         arguments = ["-m", "infra.local.cloud", "--port", port, "--data", str(self._data), "--app-url", self._app_url]
         arguments += ["--topic-key", local.TOPIC_KEY, "--signalr-key", local.SIGNALR_KEY]
-        arguments += ["--time-scale", str(o.time_scale)]
+        arguments += ["--time-scale", str(o.time_scale), "--smtp-port", str(self._smtp_port)]
         if o.discord_limit:
             arguments += ["--discord-limit", str(o.discord_limit)]
         if self._plan is None:
@@ -242,6 +243,7 @@ class Supervisor:
         check_app_port(self._options.host, port)
         free = cloud_port(port)
         self._cloud_url = f"http://127.0.0.1:{free}"
+        self._smtp_port = cloud_port(free)
         if free != port + 1:
             self._say(f"port {port + 1} is taken; the cloud takes {free}")
 

@@ -1,16 +1,15 @@
 """
-Alpha Vantage: stock bars and end-of-day quotes.
+Alpha Vantage: stock bars, end-of-day quotes, news, the earnings calendar, splits and dividends.
 
-It answers everything with HTTP 200 and says no in prose; the key travels in the URL and comes back in one of
-those sentences. Prices are as traded, times are New York's, and an intraday row is labelled by its start.
+It answers everything with HTTP 200 and says no in prose; the key travels in the URL, the only place it takes it,
+and comes back in one of those sentences. Prices are as traded, times are New York's, and an intraday row is
+labelled by its start.
 """
 
-import asyncio
-import json
-import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from datetime import date, datetime, timedelta
-from itertools import pairwise
+import csv
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from pydantic import SecretStr
@@ -18,6 +17,7 @@ from pydantic import SecretStr
 from shared.clock import Clock, SystemClock
 from shared.errors import (
     ConfigurationError,
+    DailyQuotaError,
     InvalidPayloadError,
     NotEntitledError,
     RateLimitedError,
@@ -26,17 +26,43 @@ from shared.errors import (
     UnavailableError,
     UnknownSymbolError,
 )
-from shared.http_client import Answer, HttpClient, key_of
-from shared.market.models import Adjustment, Fetched, Interval, Quote
+from shared.http_client import HttpClient, key_of
+from shared.market.adapters.answers import (
+    Rule,
+    above_zero,
+    actions_of,
+    clean,
+    every,
+    factor_of,
+    fresh,
+    json_of,
+    judge,
+    keyless,
+    number_of,
+    paid,
+    readable,
+)
+from shared.market.models import (
+    Adjustment,
+    CorporateAction,
+    EarningsDate,
+    Fetched,
+    Interval,
+    NewsItem,
+    Quote,
+    ReportTime,
+)
+from shared.market.ports import Turn
 from shared.market.rows import Rows
-from shared.market.sessions import EXCHANGE, Calendar, calendar
+from shared.market.sessions import EXCHANGE, calendar
 from shared.settings import Plan
-from shared.telemetry import redact
 
 BURST = timedelta(seconds=1)
 MINUTE = timedelta(minutes=1)
 QUOTA_SPENT = timedelta(hours=1)
 """When the day's calls are spent, ask again no sooner; nobody documents when the day begins."""
+GRACE = timedelta(hours=12)
+"""A quote is renewed once a day, some hours after the close."""
 
 COMPACT_DAYS = timedelta(days=135)
 """How far back a compact daily answer surely reaches: 100 sessions are 20 weeks or more."""
@@ -46,12 +72,73 @@ TRAILING = timedelta(days=29)
 """How far back an intraday answer reaches when no month is named: 30 days, less some slack."""
 MONTHS = 6
 """How many months of intraday bars one fetch asks for; the next fetch goes on from there."""
-JUMP = 1.25
-"""An overnight move by this factor makes a plan without split coefficients look for a split."""
+MOST_NEWS = 1000
+HORIZONS = {"3month": timedelta(days=85), "6month": timedelta(days=175)}
+"""How far ahead an earnings calendar surely reaches; there is a 12month one above these."""
 
-_REFUSALS = ("Information", "Note", "Error Message", "detail")
+FULL = "outputsize=full"
+"""The parameter that a key may be refused where it is allowed the function."""
+
+REFUSALS = (
+    # quota: the sentence that shows the key
+    Rule(
+        error=DailyQuotaError,
+        says=("detected your api key",),
+        tells="the day's calls to Alpha Vantage are spent",
+        wait=QUOTA_SPENT,
+    ),
+    # throttle: these sentences speak of days and premium plans, too
+    Rule(
+        error=RateLimitedError,
+        says=("spreading out", "per second"),
+        tells="Alpha Vantage takes one request a second",
+        wait=BURST,
+    ),
+    Rule(
+        error=RateLimitedError,
+        says=("calls per minute", "requests per minute", "call frequency", "call volume"),
+        tells="Alpha Vantage asks for fewer requests a minute",
+        wait=MINUTE,
+    ),
+    # quota again: the same without the key
+    Rule(
+        error=DailyQuotaError,
+        says=("daily rate limit", "requests per day"),
+        tells="the day's calls to Alpha Vantage are spent",
+        wait=QUOTA_SPENT,
+    ),
+    # premium: a function, or one value of a parameter
+    Rule(
+        error=NotEntitledError,
+        says=("premium endpoint", "premium feature"),
+        tells="the Alpha Vantage plan ({plan}) does not include this call: see ALPHA_VANTAGE_PLAN",
+    ),
+    # auth
+    Rule(
+        error=ConfigurationError,
+        says=("apikey is invalid or missing", "demo purposes"),
+        tells="Alpha Vantage does not accept the key: set ALPHA_VANTAGE_KEY to yours",
+    ),
+    # invalid
+    Rule(
+        error=UnknownSymbolError,
+        says=("invalid api call",),
+        tells="Alpha Vantage knows no symbol {symbol}, or not for this call",
+    ),
+    Rule(
+        error=RefusedError,
+        says=("api function", "invalid inputs"),
+        tells="Alpha Vantage says that our request makes no sense: this is our mistake",
+    ),
+    Rule(error=UnavailableError, tells="no verdict on what Alpha Vantage says: {said}"),
+)
+"""Every sentence it refuses with, in the order in which they can be told apart; the field decides nothing."""
+
+_FIELDS = ("Information", "Note", "Error Message", "detail")
+_NO_NEWS = "invalid inputs"
 _ZONES = ("US/Eastern", "America/New_York")
 _INTRADAY = {Interval.MINUTE: "1min", Interval.HOUR: "60min"}
+_TIMES = {"pre-market": ReportTime.BEFORE_OPEN, "post-market": ReportTime.AFTER_CLOSE}
 
 type _Request = dict[str, str]
 
@@ -60,8 +147,8 @@ class AlphaVantage:
     """
     The provider port over Alpha Vantage's one endpoint.
 
-    *permit* is awaited before every call after the first of one fetch; left out, the free plan's second is
-    waited for. *market_clock* bounds the time of a quote, of which only the day is told.
+    *plan* is only named in refusals: what the key may ask for is found out by asking for the better call once.
+    *market_clock* bounds the time of a quote, of which only the day is told, and judges its age.
     """
 
     name = "alpha_vantage"
@@ -75,7 +162,6 @@ class AlphaVantage:
         http: HttpClient | None = None,
         market: str = EXCHANGE,
         market_clock: Clock | None = None,
-        permit: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
         self._url = base_url.rstrip("/") + "/query"
         self._key = key_of("ALPHA_VANTAGE_KEY", key)
@@ -83,19 +169,27 @@ class AlphaVantage:
         self._http = http or HttpClient("Alpha Vantage")
         self._market = market
         self._clock = market_clock or SystemClock()
-        self._permit = permit or self._wait_a_second
 
     async def aclose(self) -> None:
         """Close the connections."""
         await self._http.aclose()
 
     def calls(self, interval: Interval, *, since: datetime | None, now: datetime) -> int:
-        """How many calls on the quota ``bars`` will make; on the free plan a suspected split takes one more."""
+        """How many calls ``bars`` will make; a suspected split, and what this key is refused, takes one more each."""
         if interval is Interval.DAY:
-            return 2 if self._plan == "free" and since is None else 1
-        return len(self._intraday_requests("", interval, since=since, now=now))
+            return 1
+        return len(self._intraday_requests("", interval, since=since, until=now, now=now))
 
-    async def bars(self, symbol: str, interval: Interval, *, since: datetime | None, now: datetime) -> Fetched:
+    async def bars(
+        self,
+        symbol: str,
+        interval: Interval,
+        *,
+        since: datetime | None,
+        now: datetime,
+        turn: Turn,
+        until: datetime | None = None,
+    ) -> Fetched:
         """
         Fetch the bars that have closed by *now*; older ones than asked for may be among them.
 
@@ -103,90 +197,152 @@ class AlphaVantage:
         """
         rows = Rows(market=calendar(self._market), interval=interval, now=now)
         if interval is Interval.DAY:
-            await self._daily(rows, symbol, since=since, now=now)
+            knows_splits = await self._daily(rows, symbol, since=since, now=now, turn=turn)
         else:
-            await self._intraday(rows, symbol, interval, since=since, now=now)
+            knows_splits = False
+            last = min(until or now, now)
+            for request in self._intraday_requests(symbol, interval, since=since, until=last, now=now):
+                self._add_intraday(rows, await self._minutes(request, turn))
+        is_first = interval is Interval.DAY and since is None and bool(rows.bars)
+        if not knows_splits and (is_first or rows.may_hide_a_split(since=since)):
+            rows.mark_splits(await self._splits(symbol, turn))
         return rows.fetched(symbol=symbol, provider=self.name, adjustment=Adjustment.RAW)
 
-    async def quote(self, symbol: str) -> Quote:
+    async def quote(self, symbol: str, *, turn: Turn) -> Quote:
         """Fetch the last price; without an entitlement it is the close, and is renewed once a day."""
-        answer = await self._ask({"function": "GLOBAL_QUOTE", "symbol": symbol})
-        # With an entitlement the key goes on: "Global Quote - DATA DELAYED BY 15 MINUTES".
-        found = _only(answer, "Global Quote")
-        if not found:
-            raise UnknownSymbolError(f"Alpha Vantage knows no symbol {symbol}")
-        try:
-            day = date.fromisoformat(found["07. latest trading day"])
-            previous = float(found["08. previous close"])
-            return Quote(
-                symbol=symbol,
-                price=float(found["05. price"]),
-                previous_close=previous if previous > 0 else None,
-                as_of=min(calendar(self._market).bar_of_date(day)[1], self._clock.now()),
-                provider=self.name,
-            )
-        except (KeyError, TypeError, ValueError, InvalidPayloadError) as e:
-            raise _unreadable(f"a quote of {symbol} that cannot be true ({e})") from e
+        now = self._clock.now()
+        market = calendar(self._market)
 
-    async def _daily(self, rows: Rows, symbol: str, *, since: datetime | None, now: datetime) -> None:
-        has_splits = self._plan != "free"
-        function = "TIME_SERIES_DAILY_ADJUSTED" if has_splits else "TIME_SERIES_DAILY"
-        full = has_splits and (since is None or now - since > COMPACT_DAYS)
-        request = {"function": function, "symbol": symbol, "outputsize": "full" if full else "compact"}
-        found = _oldest_first(await self._ask(request))
-        splits: Mapping[date, float] = {}
-        if not has_splits and (since is None or _may_have_split(found, rows.market, since=since, now=now)):
-            await self._permit()
-            splits = await self._splits(symbol, [label for label, _ in found])
-        # The last bar of those known before is looked at again: it shows a revision.
-        known = since.astimezone(rows.market.zone).date().isoformat() if since else ""
-        for label, row in found:
-            if label < known:
+        def read(answer: Mapping[str, Any]) -> Quote:
+            # With an entitlement the key goes on: "Global Quote - DATA DELAYED BY 15 MINUTES".
+            found = _only(answer, "Global Quote")
+            if not found:
+                raise UnknownSymbolError(f"Alpha Vantage knows no symbol {symbol}")
+            try:
+                day = date.fromisoformat(found["07. latest trading day"])
+                quote = Quote(
+                    symbol=symbol,
+                    price=float(found["05. price"]),
+                    previous_close=above_zero(float(found["08. previous close"])),
+                    as_of=min(market.bar_of_date(day)[1], self._clock.now()),
+                    provider=self.name,
+                )
+            except (KeyError, TypeError, ValueError, ConfigurationError, InvalidPayloadError) as e:
+                raise _unreadable(f"a quote of {symbol} that cannot be true ({clean(str(e))[:80]})") from e
+            return fresh(quote, title="Alpha Vantage", market=market, now=now, grace=GRACE)
+
+        return await self._ask(turn, {"function": "GLOBAL_QUOTE", "symbol": symbol}, read)
+
+    async def news(self, symbol: str, *, since: datetime, until: datetime, turn: Turn) -> Sequence[NewsItem]:
+        """
+        Fetch articles about *symbol* published from *since* to *until*, oldest first, with a sentiment for it.
+
+        There are at most a thousand of them: after the last of a thousand, ask again.
+        """
+        request = {
+            "function": "NEWS_SENTIMENT",
+            "tickers": symbol,
+            "time_from": f"{since.astimezone(UTC):%Y%m%dT%H%M}",
+            "time_to": f"{until.astimezone(UTC) + MINUTE:%Y%m%dT%H%M}",
+            "sort": "EARLIEST",
+            "limit": str(MOST_NEWS),
+        }
+
+        def read(answer: Mapping[str, Any]) -> list[NewsItem]:
+            what = f"Alpha Vantage sent news of {symbol}"
+            found = readable(answer.get("feed"), lambda row: _article(row, symbol), what=what)
+            return sorted((n for n in found if since <= n.published_at <= until), key=lambda n: n.published_at)
+
+        return await self._ask(turn, request, read)
+
+    async def earnings(
+        self, *, first: date, last: date, turn: Turn, symbol: str | None = None
+    ) -> Sequence[EarningsDate]:
+        """Fetch the reports due from *first* through *last*; Alpha Vantage knows only those still to come."""
+        ahead = last - self._clock.now().date()
+        horizon = next((name for name, reach in HORIZONS.items() if ahead <= reach), "12month")
+        request = {"function": "EARNINGS_CALENDAR", "horizon": horizon}
+
+        def read(answer: str) -> list[EarningsDate]:
+            rows = list(csv.DictReader(answer.splitlines()))
+            found = readable(rows, _report, what="Alpha Vantage sent reports")
+            return sorted(
+                (r for r in found if first <= r.day <= last and symbol in (None, r.symbol)),
+                key=lambda r: (r.day, r.symbol),
+            )
+
+        return await self._ask(turn, request | ({"symbol": symbol} if symbol else {}), read, is_csv=True)
+
+    async def actions(self, symbol: str, *, turn: Turn) -> Sequence[CorporateAction]:
+        """Fetch every split and dividend known of *symbol*, oldest first, in two calls."""
+        splits = await self._splits(symbol, turn)
+
+        def read(answer: Mapping[str, Any]) -> list[tuple[date, float]]:
+            return every(_data(answer), _dividend, what=f"Alpha Vantage sent dividends of {symbol}")
+
+        dividends = await self._ask(turn, {"function": "DIVIDENDS", "symbol": symbol}, read)
+        return actions_of(symbol, self.name, splits=splits, dividends=dividends)
+
+    async def _splits(self, symbol: str, turn: Turn) -> list[tuple[date, float]]:
+        def read(answer: Mapping[str, Any]) -> list[tuple[date, float]]:
+            return every(_data(answer), _split, what=f"Alpha Vantage sent splits of {symbol}")
+
+        return await self._ask(turn, {"function": "SPLITS", "symbol": symbol}, read)
+
+    async def _daily(self, rows: Rows, symbol: str, *, since: datetime | None, now: datetime, turn: Turn) -> bool:
+        """Gather the daily rows by the best call this key is not refused; tell whether splits came with them."""
+        is_long = since is None or now - since > COMPACT_DAYS
+        size = "full" if is_long else "compact"
+        choices = [("TIME_SERIES_DAILY_ADJUSTED", size, "")]
+        if is_long:
+            choices.append(("TIME_SERIES_DAILY", "full", FULL))
+        for function, outputsize, parameter in choices:
+            if not turn.may(function, parameter):
                 continue
+            request = {"function": function, "symbol": symbol, "outputsize": outputsize}
+            try:
+                found = await self._ask(turn, request, _oldest_first, parameter=parameter)
+            except NotEntitledError:
+                continue  # the turn has learnt it; the next choice is smaller
+            break
+        else:
+            function = "TIME_SERIES_DAILY"
+            request = {"function": function, "symbol": symbol, "outputsize": "compact"}
+            found = await self._ask(turn, request, _oldest_first)
+        has_splits = function == "TIME_SERIES_DAILY_ADJUSTED"
+        # The last bar of those known before is looked at again: it shows a revision, and a jump after it a split.
+        known = since.astimezone(rows.market.zone).date().isoformat() if since else ""
+        begin = max(bisect_right([label for label, _ in found], known) - 1, 0)
+        for label, row in found[begin:]:
             try:
                 day = date.fromisoformat(label)
             except ValueError:
                 rows.refuse(label, "the label is no date")
                 continue
-            split = row.get("8. split coefficient", "1.0") if has_splits else splits.get(day, 1.0)
+            split = row.get("8. split coefficient", "1.0") if has_splits else 1.0
             rows.add(label, day, _numbers(row), split=split)
+        return has_splits
 
-    async def _splits(self, symbol: str, labels: Sequence[str]) -> Mapping[date, float]:
-        answer = await self._ask({"function": "SPLITS", "symbol": symbol})
-        days = sorted(date.fromisoformat(label) for label in labels if _is_date(label))
-        found: dict[date, float] = {}
+    async def _minutes(self, request: _Request, turn: Turn) -> list[tuple[str, Mapping[str, Any]]]:
+        is_full = request["outputsize"] == "full"
         try:
-            for split in answer.get("data", ()):
-                effective = date.fromisoformat(split["effective_date"])
-                # A split on a day without trading shows in the first bar after it.
-                day = next((day for day in days if day >= effective), None)
-                if day is not None and days[0] <= effective:
-                    found[day] = found.get(day, 1.0) * float(split["split_factor"])
-        except (KeyError, TypeError, ValueError) as e:
-            raise _unreadable(f"splits of {symbol} that cannot be read ({type(e).__name__})") from e
-        return found
+            return await self._ask(turn, request, _intraday, parameter=FULL if is_full else "")
+        except NotEntitledError:
+            if not is_full or "month" in request:
+                raise
+        return await self._ask(turn, request | {"outputsize": "compact"}, _intraday)
 
-    async def _intraday(
-        self, rows: Rows, symbol: str, interval: Interval, *, since: datetime | None, now: datetime
-    ) -> None:
-        market = calendar(self._market)
-        for number, request in enumerate(self._intraday_requests(symbol, interval, since=since, now=now)):
-            if number:
-                await self._permit()
-            answer = await self._ask(request)
-            zone = next((z for name, z in _meta(answer).items() if name.endswith("Time Zone")), _ZONES[0])
-            if zone not in _ZONES:
-                raise _unreadable(f"bars of {symbol} in the zone {str(zone)[:20]!r}, where we expect {_ZONES[0]}")
-            for label, row in _oldest_first(answer):
-                try:
-                    naive = datetime.fromisoformat(label)
-                except ValueError:
-                    rows.refuse(label, "the label is no time")
-                    continue
-                rows.add(label, naive.replace(tzinfo=market.zone), _numbers(row))
+    def _add_intraday(self, rows: Rows, found: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+        for label, row in found:
+            try:
+                naive = datetime.fromisoformat(label)
+            except ValueError:
+                rows.refuse(label, "the label is no time")
+                continue
+            rows.add(label, naive.replace(tzinfo=rows.market.zone), _numbers(row))
 
     def _intraday_requests(
-        self, symbol: str, interval: Interval, *, since: datetime | None, now: datetime
+        self, symbol: str, interval: Interval, *, since: datetime | None, until: datetime, now: datetime
     ) -> list[_Request]:
         request = {
             "function": "TIME_SERIES_INTRADAY",
@@ -202,83 +358,47 @@ class AlphaVantage:
             few = now - since <= COMPACT_ROWS * interval.span
             return [request | {"outputsize": "compact" if few else "full"}]
         zone = calendar(self._market).zone
-        months = _months(since.astimezone(zone).date(), now.astimezone(zone).date())
+        months = _months(since.astimezone(zone).date(), max(since, until).astimezone(zone).date())
         return [request | {"month": month} for month in months[:MONTHS]]
 
-    async def _wait_a_second(self) -> None:
-        if self._plan == "free":
-            await asyncio.sleep(1.2 * BURST.total_seconds())
-
-    async def _ask(self, request: _Request) -> dict[str, Any]:
+    async def _ask[T](
+        self, turn: Turn, request: _Request, read: Callable[[Any], T], *, parameter: str = "", is_csv: bool = False
+    ) -> T:
         key = self._key.get_secret_value()
-        answer = await self._http.get(
-            self._url,
-            params={**request, "apikey": key},
-            headers={"Accept": "*/*"},
-            url_is_secret=True,
-        )
-        found = _read(answer)
-        refusal = next((found[field] for field in _REFUSALS if field in found), None)
-        if refusal is not None:
-            raise classify(str(refusal), symbol=request["symbol"], plan=self._plan, key=key)
-        if answer.status != 200:
-            raise UnavailableError(f"Alpha Vantage answered {answer.status}")
-        return found
+        async with turn(request["function"], parameter=parameter):
+            answer = await self._http.get(
+                self._url,
+                params={**request, "apikey": key},
+                headers={"Accept": "*/*"},
+                url_is_secret=True,
+            )
+            body = keyless(answer.body, key)
+            # A CSV request, too, is refused in JSON: what was asked for does not tell what came.
+            found = json_of(body)
+            said = _refusal(found)
+            if said is not None:
+                if request["function"] == "NEWS_SENTIMENT" and _NO_NEWS in said.lower():
+                    return read({"feed": []})
+                symbol = request.get("symbol") or request.get("tickers", "")
+                raise classify(said, symbol=symbol, plan=self._plan, key=key)
+            if answer.status == 429:
+                raise RateLimitedError("Alpha Vantage answered 429", retry_after=MINUTE)
+            if answer.status != 200:
+                raise UnavailableError(f"Alpha Vantage answered {answer.status}")
+            if is_csv and body.lstrip()[:7] == b"symbol,":
+                return read(body.decode("utf-8", "replace"))
+            if is_csv or not isinstance(found, dict):
+                raise _unreadable(f"{len(body)} bytes that are no {'CSV' if is_csv else 'JSON object'}")
+            return read(found)
 
 
 def classify(text: str, *, symbol: str, plan: Plan, key: str) -> TroopError:
-    """
-    Turn one of Alpha Vantage's sentences into our error: the prose decides, not the field it came in.
-
-    The order matters: throttle texts speak of days and premium plans, too.
-    """
-    said = text.lower()
-
-    def says(*phrases: str) -> bool:
-        return any(phrase in said for phrase in phrases)
-
-    if says("detected your api key"):
-        return _quota_spent()
-    if says("spreading out", "per second"):
-        return RateLimitedError("Alpha Vantage takes one request a second", retry_after=BURST)
-    if says("calls per minute", "requests per minute", "call frequency", "call volume"):
-        return RateLimitedError("Alpha Vantage asks for fewer requests a minute", retry_after=MINUTE)
-    if says("daily rate limit", "requests per day"):
-        return _quota_spent()
-    if says("premium endpoint", "premium feature"):
-        return NotEntitledError(f"the Alpha Vantage plan ({plan}) does not include this call: see ALPHA_VANTAGE_PLAN")
-    if says("apikey is invalid or missing", "demo purposes"):
-        return ConfigurationError("Alpha Vantage does not accept the key: set ALPHA_VANTAGE_KEY to yours")
-    if says("invalid api call"):
-        return UnknownSymbolError(f"Alpha Vantage knows no symbol {symbol}, or not for this call")
-    if says("api function", "invalid inputs"):
-        return RefusedError("Alpha Vantage says that our request makes no sense: this is our mistake")
-    return UnavailableError(f"no verdict on what Alpha Vantage says: {_shown(text, key)!r}")
+    """Turn one of Alpha Vantage's sentences into our error: the prose decides, not the field it came in."""
+    return judge(REFUSALS, status=200, said=text, key=key, symbol=symbol, plan=plan)
 
 
-def _quota_spent() -> RateLimitedError:
-    return RateLimitedError("the day's calls to Alpha Vantage are spent", retry_after=QUOTA_SPENT)
-
-
-def _shown(text: str, key: str) -> str:
-    if key:
-        text = re.sub(re.escape(key), "***", text, flags=re.IGNORECASE)
-    return redact(text)[:120]
-
-
-def _read(answer: Answer) -> dict[str, Any]:
-    """Read the body of an answer; a page in HTML or a body cut short is trouble that passes."""
-    if answer.status == 429:
-        raise RateLimitedError("Alpha Vantage answered 429", retry_after=MINUTE)
-    try:
-        found = json.loads(answer.body.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
-        found = None
-    if isinstance(found, dict):
-        return found
-    if answer.status != 200:
-        raise UnavailableError(f"Alpha Vantage answered {answer.status}")
-    raise _unreadable(f"{len(answer.body)} bytes that are no JSON object")
+def _refusal(found: object) -> str | None:
+    return next((str(found[field]) for field in _FIELDS if field in found), None) if isinstance(found, dict) else None
 
 
 def _unreadable(what: str) -> UnavailableError:
@@ -289,12 +409,8 @@ def _only(answer: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     for name, value in answer.items():
         if name.startswith(prefix) and isinstance(value, dict):
             return value
-    raise _unreadable(f"no {prefix!r}, only {', '.join(name[:20] for name in answer)[:80] or 'an empty object'}")
-
-
-def _meta(answer: Mapping[str, Any]) -> Mapping[str, Any]:
-    meta = answer.get("Meta Data")
-    return meta if isinstance(meta, dict) else {}
+    names = ", ".join(clean(name)[:20] for name in answer)[:80]
+    raise _unreadable(f"no {prefix!r}, only {names or 'an empty object'}")
 
 
 def _oldest_first(answer: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
@@ -302,34 +418,63 @@ def _oldest_first(answer: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any
     return [(label, row if isinstance(row, dict) else {}) for label, row in sorted(rows.items())]
 
 
+def _intraday(answer: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    meta = answer.get("Meta Data")
+    names = meta if isinstance(meta, dict) else {}
+    zone = next((z for name, z in names.items() if name.endswith("Time Zone")), _ZONES[0])
+    if zone not in _ZONES:
+        raise _unreadable(f"bars in the zone {clean(zone)[:20]!r}, where we expect {_ZONES[0]}")
+    return _oldest_first(answer)
+
+
 def _numbers(row: Mapping[str, Any]) -> list[object]:
     volume = row.get("6. volume", row.get("5. volume"))
     return [row.get("1. open"), row.get("2. high"), row.get("3. low"), row.get("4. close"), volume]
 
 
-def _may_have_split(
-    found: Iterable[tuple[str, Mapping[str, Any]]], market: Calendar, *, since: datetime, now: datetime
-) -> bool:
-    for (_, before), (label, after) in pairwise(found):
-        try:
-            is_new = (
-                label >= since.date().isoformat() and since < market.bar_of_date(date.fromisoformat(label))[1] <= now
-            )
-            if is_new and not 1 / JUMP < float(after["1. open"]) / float(before["4. close"]) < JUMP:
-                return True
-        except (KeyError, TypeError, ValueError, ZeroDivisionError, InvalidPayloadError):
-            continue  # a row that cannot be read is named where bars are made
-    return False
+def _data(answer: Mapping[str, Any]) -> object:
+    # An object with nothing in it is how a symbol without any is answered.
+    return answer.get("data") if answer else []
+
+
+def _split(row: Mapping[str, Any]) -> tuple[date, float]:
+    return date.fromisoformat(row["effective_date"]), factor_of(row["split_factor"], 1)
+
+
+def _dividend(row: Mapping[str, Any]) -> tuple[date, float]:
+    return date.fromisoformat(row["ex_dividend_date"]), paid(row["amount"])
+
+
+def _article(row: Mapping[str, Any], symbol: str) -> NewsItem:
+    shares = {clean(s["ticker"]): number_of(s.get("ticker_sentiment_score")) for s in row.get("ticker_sentiment", ())}
+    sentiment = shares.get(symbol, number_of(row.get("overall_sentiment_score")))
+    url = clean(row["url"])
+    return NewsItem(
+        news_id=url,
+        published_at=datetime.strptime(row["time_published"], "%Y%m%dT%H%M%S").replace(tzinfo=UTC),
+        title=clean(row["title"]),
+        summary=clean(row.get("summary")),
+        url=url,
+        source=clean(row.get("source")),
+        symbols=tuple(shares) or (symbol,),
+        sentiment=sentiment if sentiment is not None and -1 <= sentiment <= 1 else None,
+        provider=AlphaVantage.name,
+    )
+
+
+def _report(row: Mapping[str, Any]) -> EarningsDate | None:
+    return EarningsDate(
+        symbol=row["symbol"],
+        day=date.fromisoformat(row["reportDate"]),
+        time=_TIMES.get(row.get("timeOfTheDay") or "", ReportTime.UNKNOWN),
+        eps_estimate=number_of(row.get("estimate")),
+        eps_actual=None,
+        revenue_estimate=None,
+        revenue_actual=None,
+        provider=AlphaVantage.name,
+    )
 
 
 def _months(first: date, last: date) -> list[str]:
     begin, end = first.year * 12 + first.month - 1, last.year * 12 + last.month - 1
     return [f"{n // 12}-{n % 12 + 1:02}" for n in range(begin, end + 1)]
-
-
-def _is_date(label: str) -> bool:
-    try:
-        date.fromisoformat(label)
-    except ValueError:
-        return False
-    return True

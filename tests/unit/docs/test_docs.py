@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from uuid import UUID, uuid5
@@ -28,11 +29,14 @@ from shared.adapters.sqlite import SQLiteDocuments
 from shared.clock import StoppedClock
 from shared.events import NAMESPACE, Event
 from shared.inbound import DeadLetters, letter_id
+from shared.market.fetches import Wanted
 from shared.market.models import Interval
 from shared.market.sessions import EXCHANGE
 from shared.settings import ROOT, Settings
+from signals.backtest_models import Job, NoValidation, Trigger
+from signals.logic.simulation import Rules
 from signals.logic.strategies import STRATEGIES
-from signals.models import Entry, signal_id
+from signals.models import Entry, StateGate, signal_id
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 EVENTS = (ROOT / "docs/events.md").read_text(encoding="utf-8")
@@ -155,8 +159,39 @@ def made_ids() -> dict[str, str]:
     )
     signal = signal_id(entry, "AAPL", CLOSE)
     alert = alert_id(signal, "public")
+    trend = StateGate(strategy="sma_cross", version=1, params={"slow": 200, "fast": 1}, agrees=True, lookback=201)
+    gated = replace(
+        entry,
+        name="macd-in-trend",
+        strategy="macd_cross",
+        params={"fast": 12, "slow": 26, "signal": 9},
+        gates=(trend,),
+    )
+    first, last = datetime(2013, 1, 1, tzinfo=UTC), datetime(2013, 7, 1, tzinfo=UTC)
+    begun = datetime(2000, 4, 12, 20, tzinfo=UTC)
+    job = Job(
+        name="sma-10-30",
+        entry=entry,
+        symbol="AAPL",
+        begin=begun,
+        first=begun,
+        last=CLOSE,
+        bars=3027,
+        warmup=30,
+        provider="alpha_vantage",
+        adjustment="raw",
+        revision=0,
+        rules=Rules(),
+        validation=NoValidation(),
+        candidates=[entry.params],
+    )
     made = {
+        "backtest_id": job.backtest_id,
+        "backtest's how": job.how,
+        "standard backtest_id": replace(job, trigger=Trigger.HISTORY).backtest_id,
         "signal_id": signal,
+        "gated signal_id": signal_id(gated, "IBM", CLOSE),
+        "fetch_id": Wanted(symbol="AAPL", interval=Interval.DAY, since=first, until=last).fetch_id,
         "alert_id": alert,
         "delivery_id": delivery_id(alert, "discord"),
         "signal post_id": signal_post_id(signal),

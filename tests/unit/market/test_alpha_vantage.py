@@ -1,4 +1,5 @@
 import asyncio
+import csv
 import json
 import logging
 from datetime import UTC, date, datetime, timedelta
@@ -11,6 +12,7 @@ from pydantic import SecretStr
 from shared.clock import StoppedClock
 from shared.errors import (
     ConfigurationError,
+    DailyQuotaError,
     NotEntitledError,
     RateLimitedError,
     RefusedError,
@@ -19,9 +21,10 @@ from shared.errors import (
     UnknownSymbolError,
 )
 from shared.http_client import HttpClient
-from shared.market.adapters.alpha_vantage import BURST, MINUTE, QUOTA_SPENT, AlphaVantage
-from shared.market.models import Adjustment, Interval
+from shared.market.adapters.alpha_vantage import BURST, FULL, MINUTE, QUOTA_SPENT, AlphaVantage
+from shared.market.models import Adjustment, Interval, ReportTime
 from shared.market.sessions import calendar
+from tests.unit.market.turns import TakingTurns, Turns, everything_told
 
 ROOT = Path(__file__).resolve().parents[3]
 PAYLOADS = ROOT / "tests" / "payloads" / "alpha_vantage"
@@ -40,12 +43,10 @@ class Endpoint:
     def __init__(self, answers):
         self.answers = answers
         self.asked = []
-
-    @property
-    def calls(self):
-        return [asked for asked in self.asked if asked != "permit"]
+        self.turns = Turns()
 
     def __call__(self, request):
+        assert self.turns.inside == 1
         params = dict(request.url.params)
         assert request.url.path == "/query"
         assert params.pop("apikey") == KEY
@@ -66,11 +67,10 @@ async def provider():
 
     def make(answers, plan="premium"):
         endpoint = Endpoint(answers)
+        if plan == "free":
+            endpoint.turns.refused |= {("TIME_SERIES_DAILY_ADJUSTED", ""), ("TIME_SERIES_DAILY", FULL)}
         http = HttpClient("Alpha Vantage", transport=lambda: httpx.MockTransport(endpoint))
         opened.append(http)
-
-        async def permit():
-            endpoint.asked.append("permit")
 
         made = AlphaVantage(
             base_url="https://provider.test",
@@ -78,9 +78,8 @@ async def provider():
             plan=plan,
             http=http,
             market_clock=StoppedClock(NOW),
-            permit=permit,
         )
-        return made, endpoint
+        return TakingTurns(made, endpoint.turns), endpoint
 
     yield make
     for http in opened:
@@ -106,8 +105,8 @@ REFUSALS = [
     ("burst_older.json", RateLimitedError, BURST),
     ("minute_oldest.json", RateLimitedError, MINUTE),
     ("volume_contact.json", RateLimitedError, MINUTE),
-    ("quota_with_key.json", RateLimitedError, QUOTA_SPENT),
-    ("quota.json", RateLimitedError, QUOTA_SPENT),
+    ("quota_with_key.json", DailyQuotaError, QUOTA_SPENT),
+    ("quota.json", DailyQuotaError, QUOTA_SPENT),
     ("premium_endpoint.json", NotEntitledError, None),
     ("premium_parameter.json", NotEntitledError, None),
     ("bad_key.json", ConfigurationError, None),
@@ -218,11 +217,9 @@ async def test_free_backfill_asks_for_the_splits_too(provider):
 
     assert endpoint.asked == [
         {"function": "TIME_SERIES_DAILY", "symbol": "ACME", "outputsize": "compact"},
-        "permit",
         {"function": "SPLITS", "symbol": "ACME"},
     ]
     assert [bar.split for bar in fetched.bars] == [1.0, 2.0, 1.0, 1.0]
-    assert alpha_vantage.calls(Interval.DAY, since=None, now=NOW) == 2
 
 
 async def test_free_update_is_one_call(provider):
@@ -244,7 +241,7 @@ async def test_free_update_looks_for_a_split_after_a_jump(provider):
 
     fetched = await alpha_vantage.bars("ACME", Interval.DAY, since=datetime(2024, 7, 1, 20, tzinfo=UTC), now=NOW)
 
-    assert [asked["function"] for asked in endpoint.calls] == ["TIME_SERIES_DAILY", "SPLITS"]
+    assert [asked["function"] for asked in endpoint.asked] == ["TIME_SERIES_DAILY", "SPLITS"]
     assert [bar.split for bar in fetched.bars] == [1.0, 2.0, 1.0, 1.0]
 
 
@@ -506,10 +503,12 @@ async def test_how_much_intraday_history_is_asked_for(provider, since, asked):
 
     await alpha_vantage.bars("ACME", Interval.MINUTE, since=start, now=NOW)
 
-    shown = [{name: a[name] for name in ("outputsize", "month") if name in a} for a in endpoint.calls]
+    shown = [{name: a[name] for name in ("outputsize", "month") if name in a} for a in endpoint.asked]
     assert shown == asked
     assert calls == len(asked)
-    assert endpoint.asked.count("permit") == calls - 1
+    assert endpoint.turns.asked == [
+        ("TIME_SERIES_INTRADAY", 1, FULL if size["outputsize"] == "full" else "") for size in asked
+    ]
 
 
 async def test_months_are_put_together_in_order(provider):
@@ -550,24 +549,6 @@ async def test_quote_of_an_open_session_is_not_from_the_future(provider):
     assert (await alpha_vantage.quote("ACME")).as_of == datetime(2024, 7, 5, 15, tzinfo=UTC)
 
 
-async def test_free_plan_waits_its_second_by_itself(monkeypatch):
-    """Without anybody to ask for a permit, the free plan's second call comes more than a second after the first."""
-    slept = []
-
-    async def sleep(seconds):
-        slept.append(seconds)
-
-    monkeypatch.setattr(asyncio, "sleep", sleep)
-    answers = {"TIME_SERIES_DAILY": payload("daily.json"), "SPLITS": payload("splits.json")}
-    http = HttpClient("Alpha Vantage", transport=lambda: httpx.MockTransport(Endpoint(answers)))
-    alpha_vantage = AlphaVantage(base_url="https://provider.test", key=KEY, plan="free", http=http)
-
-    await alpha_vantage.bars("ACME", Interval.DAY, since=None, now=NOW)
-    await alpha_vantage.aclose()
-
-    assert slept == [pytest.approx(1.2)]
-
-
 async def test_quote_under_its_entitled_name(provider):
     """With an entitlement the quote's key grows a remark."""
     renamed = payload("global_quote.json").replace("Global Quote", "Global Quote - DATA DELAYED BY 15 MINUTES")
@@ -605,17 +586,215 @@ async def test_quote_that_cannot_be_true(provider, field, value):
         await alpha_vantage.quote("ACME")
 
 
-def everything_told(error: BaseException) -> str:
-    """Every text an exception could put into a log, those it hides behind it included."""
-    told, seen = [], []
-    todo = [error]
-    while todo:
-        one = todo.pop()
-        seen.append(one)
-        told += [str(one), repr(one), repr(one.args), repr(vars(one))]
-        told += [str(getattr(one, "_request", ""))]
-        todo += [e for e in (one.__cause__, one.__context__) if e is not None and e not in seen]
-    return "\n".join(told)
+async def test_key_learns_once_what_it_is_refused(provider):
+    """The better call is asked for once; when the key is refused it, every later fetch makes the smaller one."""
+    premium, full = payload("refusals/premium_endpoint.json"), payload("refusals/premium_parameter.json")
+    alpha_vantage, endpoint = provider(
+        {
+            "TIME_SERIES_DAILY_ADJUSTED": premium,
+            "TIME_SERIES_DAILY": lambda params: full if params["outputsize"] == "full" else payload("daily.json"),
+            "SPLITS": payload("splits.json"),
+        }
+    )
+
+    first = await alpha_vantage.bars("ACME", Interval.DAY, since=None, now=NOW)
+    asked_first = list(endpoint.turns.asked)
+    again = await alpha_vantage.bars("ACME", Interval.DAY, since=None, now=NOW)
+
+    assert asked_first == [
+        ("TIME_SERIES_DAILY_ADJUSTED", 1, ""),
+        ("TIME_SERIES_DAILY", 1, FULL),
+        ("TIME_SERIES_DAILY", 1, ""),
+        ("SPLITS", 1, ""),
+    ]
+    assert endpoint.turns.asked[4:] == [("TIME_SERIES_DAILY", 1, ""), ("SPLITS", 1, "")]
+    assert endpoint.turns.refused == {("TIME_SERIES_DAILY_ADJUSTED", ""), ("TIME_SERIES_DAILY", FULL)}
+    assert [bar.split for bar in first.bars] == [1.0, 2.0, 1.0, 1.0]
+    assert again == first
+
+
+async def test_intraday_that_is_refused(provider):
+    """Refused the long answer and then the short one, the key is not asked with again."""
+    alpha_vantage, endpoint = provider(payload("refusals/premium_endpoint.json"), plan="free")
+
+    with pytest.raises(NotEntitledError, match=r"plan \(free\).*ALPHA_VANTAGE_PLAN"):
+        await alpha_vantage.bars("ACME", Interval.MINUTE, since=None, now=NOW)
+    with pytest.raises(NotEntitledError):
+        await alpha_vantage.bars("ACME", Interval.MINUTE, since=None, now=NOW)
+
+    assert [asked["outputsize"] for asked in endpoint.asked] == ["full", "compact"]
+
+
+async def test_minutes_of_a_key_without_long_answers(provider):
+    """Where only the long answer is refused, the newest hundred minutes are better than none."""
+    alpha_vantage, _ = provider(
+        lambda params: (
+            payload("refusals/premium_parameter.json")
+            if params["outputsize"] == "full"
+            else intraday("2024-07-05 09:30:00")
+        )
+    )
+
+    fetched = await alpha_vantage.bars("ACME", Interval.MINUTE, since=None, now=NOW)
+
+    assert len(fetched.bars) == 1
+
+
+async def test_minutes_that_jump_overnight_are_asked_for_a_split(provider):
+    """Raw minutes of two sessions with a split between them are never sold as a crash."""
+    minutes = json.loads(intraday("2024-07-01 15:59:00", "2024-07-02 09:30:00", "2024-07-02 09:31:00"))
+    before = {"1. open": "10", "2. high": "12", "3. low": "8", "4. close": "10", "5. volume": "5"}
+    minutes["Time Series (1min)"]["2024-07-01 15:59:00"] = before
+    alpha_vantage, endpoint = provider({"TIME_SERIES_INTRADAY": json.dumps(minutes), "SPLITS": payload("splits.json")})
+
+    fetched = await alpha_vantage.bars("ACME", Interval.MINUTE, since=None, now=NOW)
+
+    assert [asked["function"] for asked in endpoint.asked] == ["TIME_SERIES_INTRADAY", "SPLITS"]
+    assert [bar.split for bar in fetched.bars] == [1.0, 2.0, 1.0]
+
+
+async def test_jump_after_a_weekend_is_seen(provider):
+    """The last row before the known day stands for it when the known instant is no session."""
+    alpha_vantage, _ = provider(
+        {
+            "TIME_SERIES_DAILY": daily(
+                ("2024-07-05", "9", "11", "8", "10", "1"), ("2024-07-08", "5", "6", "4", "5", "1")
+            ),
+            "SPLITS": json.dumps({"data": [{"effective_date": "2024-07-08", "split_factor": "2"}]}),
+        },
+        plan="free",
+    )
+
+    fetched = await alpha_vantage.bars(
+        "ACME", Interval.DAY, since=datetime(2024, 7, 6, 12, tzinfo=UTC), now=datetime(2024, 7, 9, tzinfo=UTC)
+    )
+
+    assert [bar.split for bar in fetched.bars] == [1.0, 2.0]
+
+
+async def test_refusal_is_raised_inside_the_turn(provider):
+    """The turn learns from how a call ends, an unknown symbol told by an empty object included."""
+    alpha_vantage, endpoint = provider(payload("global_quote_unknown_symbol.json"))
+
+    with pytest.raises(UnknownSymbolError):
+        await alpha_vantage.quote("ACME")
+
+    assert type(endpoint.turns.entered[0].error) is UnknownSymbolError
+
+
+@pytest.mark.parametrize(
+    ("now", "is_stale"),
+    [("2024-07-08T12:00", False), ("2024-07-08T21:00", False), ("2024-07-09T07:59", False), ("2024-07-09T08:00", True)],
+)
+async def test_quote_of_days_ago(provider, now, is_stale):
+    """Friday's close is the quote until Monday's has had twelve hours to arrive; then HTTP 200 makes it no fresher."""
+    alpha_vantage, _ = provider(payload("global_quote.json"))
+    alpha_vantage.adapter._clock.at = datetime.fromisoformat(f"{now}+00:00")
+
+    if not is_stale:
+        assert (await alpha_vantage.quote("ACME")).price == 51.5
+        return
+    with pytest.raises(UnavailableError, match="3 days 12 hours old: from before the session of 2024-07-08"):
+        await alpha_vantage.quote("ACME")
+
+
+async def test_news(provider):
+    """News come oldest first, from the time asked for, rated for the symbol where it is, else as a whole."""
+    alpha_vantage, endpoint = provider(payload("news.json"))
+
+    news = await alpha_vantage.news(
+        "ACME", since=datetime(2024, 7, 1, tzinfo=UTC), until=datetime(2024, 7, 6, tzinfo=UTC)
+    )
+
+    assert endpoint.asked == [
+        {
+            "function": "NEWS_SENTIMENT",
+            "tickers": "ACME",
+            "time_from": "20240701T0000",
+            "time_to": "20240706T0001",
+            "sort": "EARLIEST",
+            "limit": "1000",
+        }
+    ]
+    assert [(n.news_id, n.published_at, n.sentiment) for n in news] == [
+        ("https://news.test/early", datetime(2024, 7, 2, 9, tzinfo=UTC), -0.2),
+        ("https://news.test/plant", datetime(2024, 7, 5, 17, 38, 34, tzinfo=UTC), 0.412),
+    ]
+    assert (news[1].title, news[1].source, news[1].symbols) == ("ACME opens a plant", "Wire", ("ACME", "OTHER"))
+
+
+async def test_no_news_is_told_as_invalid_inputs(provider):
+    """The sentence that means a senseless request elsewhere means here that nothing was written."""
+    alpha_vantage, _ = provider(payload("refusals/invalid_inputs.json"))
+
+    assert await alpha_vantage.news("ACME", since=NOW - timedelta(days=1), until=NOW) == []
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "symbol", "horizon", "found"),
+    [
+        ("2024-07-08", "2024-07-31", None, "3month", [("2024-07-24", "OTHER"), ("2024-07-25", "ACME")]),
+        ("2024-07-08", "2024-11-30", "ACME", "6month", [("2024-07-25", "ACME"), ("2024-10-24", "ACME")]),
+        ("2024-07-08", "2025-06-30", None, "12month", None),
+        ("2024-08-01", "2024-08-31", None, "3month", []),
+    ],
+)
+async def test_earnings_calendar(provider, first, last, symbol, horizon, found):
+    """The calendar comes as CSV, reaches as far as needed, and tells when on its day a company reports."""
+    alpha_vantage, endpoint = provider(payload("earnings_calendar.csv"))
+
+    reports = await alpha_vantage.earnings(
+        first=date.fromisoformat(first), last=date.fromisoformat(last), symbol=symbol
+    )
+
+    assert endpoint.asked[0]["horizon"] == horizon
+    assert endpoint.asked[0].get("symbol") == symbol
+    if found is not None:
+        assert [(r.day.isoformat(), r.symbol) for r in reports] == found
+    for report in reports:
+        if report.symbol == "OTHER":
+            assert (report.time, report.eps_estimate) == (ReportTime.BEFORE_OPEN, None)
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        (payload("refusals/burst.json"), RateLimitedError),
+        (payload("refusals/quota_with_key.json"), DailyQuotaError),
+        (payload("refusals/premium_endpoint.json"), NotEntitledError),
+        ("{}", UnavailableError),
+        ("<html>later</html>", UnavailableError),
+        ("symbol,name,reportDate\r\nI,n,f,o,r,m,a\r\n", UnavailableError),
+    ],
+)
+async def test_csv_that_is_none(provider, body, error):
+    """A CSV request is refused in JSON, too, and letters in columns are no calendar: neither is an empty one."""
+    alpha_vantage, _ = provider(body)
+
+    with pytest.raises(TroopError) as caught:
+        await alpha_vantage.earnings(first=date(2024, 7, 1), last=date(2024, 7, 31))
+
+    assert type(caught.value) is error
+
+
+async def test_calendar_with_no_reports(provider):
+    """A header alone is an answer: nobody reports."""
+    alpha_vantage, _ = provider("symbol,name,reportDate,fiscalDateEnding,estimate,currency,timeOfTheDay\r\n")
+
+    assert await alpha_vantage.earnings(first=date(2024, 7, 1), last=date(2024, 7, 31)) == []
+
+
+async def test_splits_and_dividends(provider):
+    """One action a day, oldest first, with what was split and what was paid."""
+    alpha_vantage, _ = provider({"SPLITS": payload("splits.json"), "DIVIDENDS": payload("dividends.json")})
+
+    actions = await alpha_vantage.actions("ACME")
+
+    assert [(a.day.isoformat(), a.split, a.dividend) for a in actions] == [
+        ("1999-05-27", 3.0, 0.0),
+        ("2024-04-02", 1.0, 0.24),
+        ("2024-07-02", 2.0, 0.25),
+    ]
 
 
 CANARY_CASES = [
@@ -647,7 +826,7 @@ async def test_key_is_never_told(provider, caplog, case):
     for error in (caught.value, again.value):
         assert KEY not in everything_told(error)
     assert KEY not in caplog.text
-    assert KEY not in repr(alpha_vantage) + repr(vars(alpha_vantage))
+    assert KEY not in repr(alpha_vantage.adapter) + repr(vars(alpha_vantage.adapter))
 
 
 async def test_key_is_never_traced(provider):
@@ -660,13 +839,15 @@ async def test_key_is_never_traced(provider):
     exporter = InMemorySpanExporter()
     traces = TracerProvider()
     traces.add_span_processor(SimpleSpanProcessor(exporter))
-    alpha_vantage, _ = provider(payload("global_quote.json"))
+    alpha_vantage, endpoint = provider(payload("global_quote.json"))
     client = alpha_vantage._http.client
     HTTPXClientInstrumentor.instrument_client(client, tracer_provider=traces)
     try:
+        endpoint.turns.inside = 1
         await client.get("https://provider.test/query", params={"apikey": KEY, "function": "GLOBAL_QUOTE"})
         seen_without_care = "".join(span.to_json() for span in exporter.get_finished_spans())
         exporter.clear()
+        endpoint.turns.inside = 0
         await alpha_vantage.quote("ACME")
     finally:
         HTTPXClientInstrumentor.uninstrument_client(client)
@@ -685,7 +866,7 @@ async def test_slow_answer_is_given_up():
     alpha_vantage = AlphaVantage(base_url="https://provider.test", key=KEY, plan="free", http=http)
 
     with pytest.raises(UnavailableError, match=r"Alpha Vantage gave no answer \(TimeoutError\)"):
-        await alpha_vantage.quote("ACME")
+        await alpha_vantage.quote("ACME", turn=Turns())
     await http.aclose()
 
 
@@ -696,7 +877,7 @@ async def test_address_that_is_none(url):
     alpha_vantage = AlphaVantage(base_url=url, key=KEY, plan="free", http=http)
 
     with pytest.raises(ConfigurationError, match="address of Alpha Vantage") as caught:
-        await alpha_vantage.quote("ACME")
+        await alpha_vantage.quote("ACME", turn=Turns())
 
     assert KEY not in everything_told(caught.value)
     await http.aclose()
@@ -746,8 +927,8 @@ async def test_recorded_daily_answers(provider, name, plan, count):
         ("notices/error_invalid_apikey.json", ConfigurationError, None),
         ("notices/error_invalid_call_daily.json", UnknownSymbolError, None),
         ("notices/error_unknown_function.json", RefusedError, None),
-        ("notices/information_25_per_day.json", RateLimitedError, QUOTA_SPENT),
-        ("notices/information_25_per_day_key_echo.json", RateLimitedError, QUOTA_SPENT),
+        ("notices/information_25_per_day.json", DailyQuotaError, QUOTA_SPENT),
+        ("notices/information_25_per_day_key_echo.json", DailyQuotaError, QUOTA_SPENT),
         ("notices/information_burst_1_per_second.json", RateLimitedError, BURST),
         ("notices/information_premium_endpoint.json", NotEntitledError, None),
         ("notices/note_5_per_minute_500_per_day.json", RateLimitedError, MINUTE),
@@ -772,6 +953,28 @@ async def test_recorded_refusals(provider, name, error, wait):
 @pytest.mark.parametrize("name", ["codespore/quote.json", "erysaj/global_quote.json", "romeltorres/global_quote.json"])
 async def test_recorded_quotes(provider, name):
     """Recorded quotes have a price and a trading day."""
-    alpha_vantage, _ = provider((RECORDED / name).read_text(encoding="utf-8"))
+    body = (RECORDED / name).read_text(encoding="utf-8")
+    alpha_vantage, _ = provider(body)
+    day = datetime.fromisoformat(json.loads(body)["Global Quote"]["07. latest trading day"])
+    alpha_vantage.adapter._clock.at = day.replace(tzinfo=UTC) + timedelta(days=1)
 
     assert (await alpha_vantage.quote("ACME")).price > 0
+
+
+@recorded
+async def test_recorded_actions(provider):
+    """The newest recordings of splits and dividends are CSV; the JSON of the same rows is understood."""
+
+    def rows(name):
+        [path] = (RECORDED / "portfoliotree").glob(f"{name}_*.csv")
+        return json.dumps({"symbol": "IBM", "data": list(csv.DictReader(path.read_text().splitlines()))})
+
+    alpha_vantage, _ = provider({"SPLITS": rows("SPLITS"), "DIVIDENDS": rows("DIVIDENDS")})
+
+    actions = await alpha_vantage.actions("IBM")
+
+    assert [(a.day.isoformat(), a.split) for a in actions if a.split != 1.0] == [
+        ("1999-05-27", 2.0),
+        ("2021-11-04", 1.046),
+    ]
+    assert (actions[-1].day.isoformat(), actions[-1].dividend) == ("2026-05-08", 1.69)

@@ -1,5 +1,6 @@
 import json
 import logging
+from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from shared.errors import (
 from shared.http_client import HttpClient
 from shared.market.adapters.finnhub import Finnhub
 from shared.market.models import Adjustment, Interval
+from shared.market.ports import Limits
+from tests.unit.market.turns import TakingTurns, Turns, everything_told
 
 ROOT = Path(__file__).resolve().parents[3]
 PAYLOADS = ROOT / "tests" / "payloads" / "finnhub"
@@ -52,12 +55,10 @@ class Endpoint:
     def __init__(self, answer):
         self.answer = answer
         self.asked = []
-        self.permits = 0
-
-    async def permit(self):
-        self.permits += 1
+        self.turns = Turns()
 
     def __call__(self, request):
+        assert self.turns.inside == 1
         assert KEY not in str(request.url)
         assert request.headers["X-Finnhub-Token"] == KEY
         params = dict(request.url.params)
@@ -82,9 +83,9 @@ async def provider():
             plan=plan,
             http=http,
             clock=StoppedClock(WALL),
-            permit=endpoint.permit,
+            market_clock=StoppedClock(NOW),
         )
-        return made, endpoint
+        return TakingTurns(made, endpoint.turns), endpoint
 
     yield make
     for http in opened:
@@ -125,7 +126,7 @@ REFUSALS = [
     (429, "", {"Retry-After": "5"}, RateLimitedError, 5 * SECONDS),
     (200, payload("refusals/limit.json"), {}, RateLimitedError, 60 * SECONDS),
     (200, payload("refusals/symbol_not_supported.json"), {}, UnknownSymbolError, None),
-    (200, '{"error": "We are moving the furniture."}', {}, UnavailableError, None),
+    (200, payload("refusals/unknown_prose.json"), {}, UnavailableError, None),
     (422, '{"error": "Wrong resolution"}', {}, RefusedError, None),
     (404, "<html>Not found</html>", {}, RefusedError, None),
     (302, "", {}, UnavailableError, None),
@@ -166,6 +167,23 @@ async def test_missing_entitlement_names_the_plan(provider):
 
     with pytest.raises(NotEntitledError, match=r"plan \(free\).*FINNHUB_PLAN"):
         await finnhub.bars("ACME", Interval.DAY, since=None, now=NOW)
+
+
+async def test_refusal_of_a_foreign_exchange_is_not_the_endpoint(provider):
+    """A free key that is refused a German stock must not lose all quotes: a refusal is remembered for good."""
+    finnhub, endpoint = provider(
+        lambda params: (
+            httpx.Response(403, text=payload("refusals/no_access.json"))
+            if params["symbol"] == "ACME.DE"
+            else payload("quote.json")
+        )
+    )
+
+    with pytest.raises(NotEntitledError):
+        await finnhub.quote("ACME.DE")
+
+    assert endpoint.turns.refused == {("quote", "symbol=*.DE")}
+    assert (await finnhub.quote("ACME")).price == 51.5
 
 
 @pytest.mark.parametrize("name", ["candle_daily_midnight.json", "candle_daily_at_open.json"])
@@ -382,7 +400,7 @@ async def test_what_history_is_asked_for(provider, interval, since, windows):
     asked = [(int(params["from"]), int(params["to"])) for _, params in endpoint.asked]
     assert asked == [(epoch(begin), epoch(end)) for begin, end in windows]
     assert calls == len(windows)
-    assert endpoint.permits == calls - 1
+    assert endpoint.turns.asked == [("stock/candle", 1, "")] * calls
 
 
 async def test_long_intraday_history_comes_in_parts(provider):
@@ -442,16 +460,135 @@ async def test_quote_without_a_previous_close(provider):
     assert (await finnhub.quote("ACME")).previous_close is None
 
 
-def everything_told(error: BaseException) -> str:
-    """Every text an exception could put into a log, those it hides behind it included."""
-    told, seen = [], []
-    todo = [error]
-    while todo:
-        one = todo.pop()
-        seen.append(one)
-        told += [str(one), repr(one), repr(one.args), repr(vars(one))]
-        todo += [e for e in (one.__cause__, one.__context__) if e is not None and e not in seen]
-    return "\n".join(told)
+@pytest.mark.parametrize(
+    ("headers", "limits"),
+    [
+        ({}, None),
+        (
+            {
+                "X-Ratelimit-Limit": "60",
+                "X-Ratelimit-Remaining": "54",
+                "X-Ratelimit-Reset": str(int(WALL.timestamp()) + 42),
+            },
+            Limits(amount=60, left=54, resets_at=WALL + 42 * SECONDS, span=60 * SECONDS),
+        ),
+        (
+            {"X-Ratelimit-Remaining": "0", "X-Ratelimit-Reset": "17"},
+            Limits(left=0, resets_at=WALL + 17 * SECONDS, span=60 * SECONDS),
+        ),
+        ({"X-Ratelimit-Limit": "many", "X-Ratelimit-Remaining": "-1", "X-Ratelimit-Reset": "nan"}, None),
+        ({"X-Ratelimit-Reset": "999999999"}, None),
+        ({"X-Ratelimit-Reset": "1e300"}, None),
+    ],
+)
+@pytest.mark.parametrize("status", [200, 429])
+async def test_rate_headers_are_written_down(provider, headers, limits, status):
+    """What is left of the minute is told by every answer, refusals included, as an epoch or as seconds to go."""
+    finnhub, endpoint = provider(httpx.Response(status, text=payload("quote.json"), headers=headers))
+
+    with suppress(RateLimitedError):
+        await finnhub.quote("ACME")
+
+    assert endpoint.turns.entered[0].limits == limits
+
+
+@pytest.mark.parametrize(
+    ("now", "is_stale"),
+    [("2024-07-08T14:00:00", False), ("2024-07-08T20:59:59", False), ("2024-07-08T21:00:00", True)],
+)
+async def test_quote_of_the_session_before_last(provider, now, is_stale):
+    """An hour after Monday's close a quote of Friday is stale, though it comes with HTTP 200."""
+    finnhub, endpoint = provider(payload("quote.json"))
+    finnhub.adapter._market_clock.at = instant(now)
+
+    if not is_stale:
+        assert (await finnhub.quote("ACME")).price == 51.5
+        return
+    with pytest.raises(UnavailableError, match="3 days 1 hours old: from before the session of 2024-07-08"):
+        await finnhub.quote("ACME")
+    assert type(endpoint.turns.entered[0].error) is UnavailableError
+
+
+async def test_bars_up_to_an_instant(provider):
+    """Who fills a gap asks for no more than the gap."""
+    finnhub, endpoint = provider(payload("candle_no_data.json"))
+
+    await finnhub.bars(
+        "ACME", Interval.MINUTE, since=instant("2024-07-02T14:00:00"), now=NOW, until=instant("2024-07-02T15:00:00")
+    )
+
+    [(_, params)] = endpoint.asked
+    assert (params["from"], params["to"]) == (str(epoch("2024-07-02T13:59:00")), str(epoch("2024-07-02T15:00:00")))
+
+
+async def test_minutes_that_jump_overnight_are_asked_for_a_split(provider):
+    """Raw minutes of two sessions with a split between them are never sold as a crash."""
+    minutes = candles(
+        epoch("2024-07-01T19:59:00"),
+        epoch("2024-07-02T13:30:00"),
+        o=[10.0, 5.0],
+        h=[11.0, 6.0],
+        l=[9.0, 4.0],
+        c=[10.0, 5.0],
+    )
+    finnhub, endpoint = provider(lambda params: minutes if "resolution" in params else payload("split.json"))
+
+    fetched = await finnhub.bars("ACME", Interval.MINUTE, since=None, now=NOW)
+
+    assert [path for path, _ in endpoint.asked] == ["/api/v1/stock/candle", "/api/v1/stock/split"]
+    assert [bar.split for bar in fetched.bars] == [1.0, 2.0]
+
+
+async def test_news(provider):
+    """News come oldest first, from the time asked for, and are not rated."""
+    finnhub, endpoint = provider(payload("company_news.json"))
+
+    news = await finnhub.news("ACME", since=instant("2024-07-01T00:00:00"), until=instant("2024-07-06T00:00:00"))
+
+    assert endpoint.asked == [("/api/v1/company-news", {"symbol": "ACME", "from": "2024-07-01", "to": "2024-07-06"})]
+    assert [(n.news_id, n.published_at, n.symbols) for n in news] == [
+        ("7000", instant("2024-07-02T09:00:00"), ("ACME", "OTHER")),
+        ("7001", instant("2024-07-05T17:38:34"), ("ACME",)),
+    ]
+    assert {n.sentiment for n in news} == {None}
+
+
+async def test_earnings_calendar(provider):
+    """Who reports when, what is expected and, once it is known, what came."""
+    finnhub, endpoint = provider(payload("calendar_earnings.json"))
+
+    reports = await finnhub.earnings(first=date(2024, 7, 1), last=date(2024, 7, 31))
+
+    assert endpoint.asked == [("/api/v1/calendar/earnings", {"from": "2024-07-01", "to": "2024-07-31"})]
+    assert [(r.day.isoformat(), r.symbol, r.time, r.eps_estimate, r.eps_actual) for r in reports] == [
+        ("2024-07-24", "OTHER", "bmo", None, 0.4),
+        ("2024-07-25", "ACME", "amc", 1.52, None),
+    ]
+    assert (reports[0].revenue_actual, reports[1].revenue_estimate) == (2e6, 110771401872)
+    [later] = await finnhub.earnings(first=date(2024, 10, 1), last=date(2024, 10, 31), symbol="ACME")
+    assert later.time == "unknown"
+    assert endpoint.asked[1][1]["symbol"] == "ACME"
+
+
+async def test_splits(provider):
+    """A split is told as shares before and after; dividends, which weigh ten calls, are not asked for."""
+    finnhub, _ = provider(payload("split.json"))
+
+    actions = await finnhub.actions("ACME")
+
+    assert [(a.day.isoformat(), a.split, a.dividend) for a in actions] == [
+        ("1999-05-27", 1.5, 0.0),
+        ("2024-07-02", 2.0, 0.0),
+    ]
+
+
+@pytest.mark.parametrize("body", ['[{"date": "2024-07-02", "fromFactor": 0, "toFactor": 2}]', '{"error2": 1}', "[7]"])
+async def test_splits_that_cannot_be_read(provider, body):
+    """Splits that cannot be read are no reason to believe that there are none."""
+    finnhub, _ = provider(body)
+
+    with pytest.raises(UnavailableError, match="splits of ACME"):
+        await finnhub.actions("ACME")
 
 
 @pytest.mark.parametrize(
@@ -483,7 +620,7 @@ async def test_key_is_never_told(provider, caplog, answer):
     assert len(endpoint.asked) == 2
     assert KEY not in everything_told(caught.value)
     assert KEY not in caplog.text
-    assert KEY not in repr(finnhub) + repr(vars(finnhub))
+    assert KEY not in repr(finnhub.adapter) + repr(vars(finnhub.adapter))
 
 
 recorded = pytest.mark.skipif(not RECORDED.exists(), reason="the recorded answers are not beside this checkout")
@@ -520,6 +657,17 @@ async def test_recorded_answers(provider):
 
     assert [bar.opened_at.date().isoformat() for bar in fetched.bars] == ["2019-09-24", "2019-09-25", "2019-09-26"]
     assert (await none.bars("AAPL", Interval.DAY, since=None, now=NOW)).bars == ()
+    quote.adapter._market_clock.at = datetime(2026, 5, 23, tzinfo=UTC)
     assert (await quote.quote("AAPL")).price == 308.82
     with pytest.raises(UnknownSymbolError):
         await unknown.quote("NOPE")
+
+
+@recorded
+async def test_recorded_earnings(provider):
+    """A recorded calendar is understood."""
+    finnhub, _ = provider((RECORDED / "salzaki/calendar-earnings-aapl.json").read_text(encoding="utf-8"))
+
+    [report] = await finnhub.earnings(first=date(2026, 7, 1), last=date(2026, 7, 31), symbol="AAPL")
+
+    assert (report.day, report.time, report.eps_estimate) == (date(2026, 7, 29), "amc", 1.9316)

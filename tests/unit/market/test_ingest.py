@@ -1,12 +1,13 @@
 import asyncio
 from dataclasses import replace
-from datetime import timedelta
+from datetime import date, timedelta
 
 import pytest
 
 from shared.clock import StoppedClock
 from shared.errors import (
     ConfigurationError,
+    NotEntitledError,
     NotFoundError,
     RateLimitedError,
     RefusedError,
@@ -14,7 +15,10 @@ from shared.errors import (
     UnavailableError,
     UnknownSymbolError,
 )
-from shared.market.fetcher import Fetcher
+from shared.market.actions import Actions, Provenance
+from shared.market.earnings import AFTER_CLOSE, AFTER_OPEN, Earnings
+from shared.market.events import EarningsReported
+from shared.market.health import FIRST_WAIT as BREAKER_WAIT
 from shared.market.ingest import (
     BUDGET,
     FIRST_WAIT,
@@ -25,10 +29,9 @@ from shared.market.ingest import (
     Watch,
     read_watchlist,
 )
-from shared.market.models import Interval, Quote
+from shared.market.models import Adjustment, CorporateAction, EarningsDate, Interval, Priority, Quote, ReportTime
 from shared.market.sessions import calendar
 from shared.market.stores import Bars, Quotes, SeriesStore, WantedQuote
-from shared.market.throttle import Throttle
 from tests.builders import (
     CLOSE,
     WALL,
@@ -38,6 +41,7 @@ from tests.builders import (
     closes_from,
     daily_bars,
     documents,
+    fetcher_of,
 )
 
 DAY, HOUR = Interval.DAY, Interval.HOUR
@@ -46,18 +50,69 @@ MINUTE, SECOND, MICROSECOND = timedelta(minutes=1), timedelta(seconds=1), timede
 BARS = daily_bars(40)
 CLOSES = [bar.closed_at for bar in BARS]
 AAPL = Watch(symbol="AAPL", interval=DAY)
+THANKSGIVING = date(2012, 11, 22)
+
+
+class Seller(RecordedProvider):
+    """Sells splits, dividends and the earnings calendar as well, and counts every call of whatever kind."""
+
+    def __init__(self, *args, **how):
+        super().__init__(*args, **how)
+        self.actions_known, self.reports = [], []
+        self.actions_asked, self.earnings_asked = [], []
+        self.trouble = None
+
+    async def actions(self, symbol, *, turn):
+        self.actions_asked.append(symbol)
+        async with turn("actions"):
+            await self._react()
+        return [a for a in self.actions_known if a.symbol == symbol]
+
+    async def earnings(self, *, first, last, turn, symbol=None):
+        self.earnings_asked.append((first, last))
+        async with turn("earnings"):
+            if self.trouble:
+                raise self.trouble
+            await self._react()
+        return [r for r in self.reports if first <= r.day <= last]
+
+    @property
+    def calls_made(self):
+        return len(self.asked) + len(self.quotes_asked) + len(self.actions_asked) + len(self.earnings_asked)
+
+
+class Noting:
+    """A fetcher that notes how urgent each request for bars and quotes is."""
+
+    def __init__(self, fetcher):
+        self._fetcher = fetcher
+        self.how = []
+
+    def __getattr__(self, name):
+        return getattr(self._fetcher, name)
+
+    async def bars(self, symbol, interval, *, priority=Priority.LIVE, deadline, **how):
+        self.how.append((symbol, priority, deadline))
+        return await self._fetcher.bars(symbol, interval, priority=priority, deadline=deadline, **how)
+
+    async def quote(self, symbol, *, priority, deadline):
+        self.how.append((symbol, priority, deadline))
+        return await self._fetcher.quote(symbol, priority=priority, deadline=deadline)
 
 
 class House:
     """The market room over one provider, its clocks in our hands; `evaluate` stands for the signals domain."""
 
-    def __init__(self, store, folder, *, live_from=None, wall=None, market=None, provider=None, publisher=None):
+    def __init__(
+        self, store, folder, *, live_from=None, wall=None, market=None, provider=None, publisher=None, others=()
+    ):
         self.store = store
         self.folder = folder
         self.file = folder / "watchlist.toml"
         self.wall = wall or StoppedClock(WALL)
         self.market = market or StoppedClock(CLOSES[9] + DELAY)
-        self.provider = provider or RecordedProvider(bars={"AAPL": BARS})
+        self.provider = provider or Seller(bars={"AAPL": BARS})
+        self.others = others
         self.publisher = publisher or MemoryPublisher()
         self.series = SeriesStore(store, self.wall)
         self.bars = Bars(store, self.wall)
@@ -67,19 +122,24 @@ class House:
             series=self.series,
             bars=self.bars,
             quotes=self.quotes,
-            fetcher=Fetcher(
-                providers=[self.provider],
-                throttles={self.provider.name: Throttle(store, self.wall, self.provider.name, ())},
-            ),
+            fetcher=fetcher_of(store, self.wall, self.market, self.provider, *self.others),
             publisher=self.publisher,
             wall=self.wall,
             market=self.market,
             delay=DELAY,
             live_from=live_from,
             watchlist_file=self.file,
+            actions=Actions(store, self.wall),
+            provenance=Provenance(store, self.wall),
+            earnings=Earnings(store, self.wall),
         )
+        self.ingest.fetcher.sleep = self.at_once
         if not self.file.exists():
             self.list()
+
+    @staticmethod
+    async def at_once(_):
+        """A hiccup of a provider passes without anybody waiting for it."""
 
     def twin(self):
         """Another instance on the same storage."""
@@ -90,6 +150,7 @@ class House:
             market=self.market,
             provider=self.provider,
             publisher=self.publisher,
+            others=self.others,
         )
 
     def list(self, *symbols, interval="1d"):
@@ -177,7 +238,7 @@ class TestSlots:
 
         watching.market.at = CLOSES[10] + DELAY
         assert await watching.ingest.ingest() == 1
-        assert watching.provider.asked[calls:] == [("AAPL", CLOSES[9])]
+        assert watching.provider.asked[calls:] == [("AAPL", CLOSES[7])], "the last three bars are looked at again"
         assert watching.told[1:] == [("AAPL", CLOSES[10], CLOSES[10], 1)]
 
     async def test_slots_slept_through_are_done_at_once(self, watching):
@@ -216,6 +277,63 @@ class TestSlots:
         await watching.run()
 
         assert await watching.stored() == BARS[:11]
+
+    @pytest.mark.parametrize("before", [SECOND, MICROSECOND])
+    async def test_bar_closes_at_its_close_and_not_before(self, store, tmp_path, before):
+        """To the microsecond: a row of the running session is stored only once the session is over."""
+        house = House(store, tmp_path, market=StoppedClock(CLOSES[10] - before))
+        house.list("AAPL")
+        await house.run()
+        assert await house.stored() == BARS[:10]
+
+        house.market.at = CLOSES[10]
+        [series] = await house.series.all()
+        await house.ingest._ingest(series, look=True)
+        assert await house.stored() == BARS[:11]
+
+    async def test_closed_market_costs_no_call(self, store, tmp_path):
+        """Over a holiday, a half day and a weekend there are calls in the open hours and once after each close."""
+        closes = closes_from(calendar().session(THANKSGIVING - timedelta(days=15)).closes_at, 20)
+        quote = Quote(symbol="AAPL", price=1.0, previous_close=None, as_of=closes[0], provider="alpha_vantage")
+        wednesday = calendar().session(THANKSGIVING - timedelta(days=1))
+        friday = calendar().session(THANKSGIVING + timedelta(days=1))
+        assert calendar().session(THANKSGIVING) is None
+        assert friday.closes_at - friday.opens_at == timedelta(hours=3, minutes=30)
+        provider = Seller(bars={"AAPL": bars_closing_at(closes)}, quotes={"AAPL": quote})
+        house = House(store, tmp_path, market=StoppedClock(wednesday.opens_at - FIRST_WAIT), provider=provider)
+        house.list("AAPL")
+        await house.settle()
+        await house.ingest.refresh_quotes()
+        calls, hours = provider.calls_made, []
+        monday = calendar().next_close(friday.closes_at)
+        while house.market.at < monday.opens_at - FIRST_WAIT:
+            house.market.at += FIRST_WAIT
+            house.wall.at += FIRST_WAIT
+            await house.run()
+            await house.ingest.refresh_quotes()
+            if provider.calls_made > calls:
+                hours.append(house.market.at)
+                await house.evaluate()
+            calls = provider.calls_made
+
+        open_hours = [s.opens_at + n * FIRST_WAIT for s in (wednesday, friday) for n in range(27)]
+        open_hours = [at for at in open_hours if at <= wednesday.closes_at or friday.opens_at <= at <= friday.closes_at]
+        assert hours == sorted([*open_hours, wednesday.closes_at + DELAY, friday.closes_at + DELAY])
+        assert len(provider.earnings_asked) == 2, "the calendar once a market day"
+        assert [b.closed_at for b in await house.stored()][-2:] == [wednesday.closes_at, friday.closes_at]
+
+    async def test_first_history_gives_way_to_what_is_live(self, house):
+        """What people wait for goes first: new bars are live, the first fill of a series is backfill."""
+        house.ingest = replace(house.ingest, fetcher=Noting(house.ingest.fetcher))
+        house.list("AAPL")
+        await house.settle()
+        house.market.at = CLOSES[10] + DELAY
+        await house.run()
+
+        assert house.ingest.fetcher.how == [
+            ("AAPL", Priority.BACKFILL, WALL + BUDGET),
+            ("AAPL", Priority.LIVE, WALL + BUDGET),
+        ]
 
     async def test_longest_due_comes_first(self, house):
         """When there is more to do than time, what waits longest is done first."""
@@ -403,42 +521,220 @@ class TestOwedEvents:
         assert watching.told[1:] == [("AAPL", CLOSES[10], CLOSES[10], 1)]
 
 
+def scaled(bars, price, volume=1.0):
+    """The same bars at another price and volume."""
+    return [
+        replace(b, open=b.open * price, high=b.high * price, low=b.low * price, close=b.close * price)
+        if volume == 1.0
+        else replace(
+            b,
+            open=b.open * price,
+            high=b.high * price,
+            low=b.low * price,
+            close=b.close * price,
+            volume=b.volume * volume,
+        )
+        for b in bars
+    ]
+
+
+def corrected(index, **changes):
+    """The recorded bars, one of which the provider corrected."""
+    return [replace(b, **changes) if i == index else b for i, b in enumerate(BARS)]
+
+
 class TestRevision:
-    async def test_changed_bar_rewrites_history_under_a_new_revision(self, watching):
-        """A provider that says something else about the bar we hold has changed history: all of it is taken again."""
-        halved = [
-            replace(b, open=b.open / 2, high=b.high / 2, low=b.low / 2, close=b.close / 2, volume=b.volume * 2)
-            for b in BARS
-        ]
-        watching.provider.history["AAPL"] = halved
+    @pytest.fixture
+    async def adjusted(self, store, tmp_path):
+        """A house whose AAPL is stored through the tenth bar, from a provider that divides by later splits."""
+        house = House(store, tmp_path, provider=Seller(bars={"AAPL": BARS}, adjustment=Adjustment.SPLIT))
+        house.list("AAPL")
+        await house.settle()
+        return house
+
+    async def test_split_rewrites_adjusted_history_under_a_new_revision(self, adjusted):
+        """Prices that are divided by later splits all change with one: all of them are taken again."""
+        split = CorporateAction(symbol="AAPL", day=CLOSES[10].date(), split=2.0, dividend=0.0, provider="alpha_vantage")
+        halved = scaled(BARS, 0.5, 2.0)
+        adjusted.provider.history["AAPL"] = halved
+        adjusted.provider.actions_known = [split]
+        adjusted.market.at = CLOSES[10] + DELAY
+
+        await adjusted.run()
+
+        series = await adjusted.get()
+        assert series.revision == 1
+        assert await adjusted.stored() == halved[:11]
+        assert adjusted.provider.asked[1:] == [("AAPL", CLOSES[7]), ("AAPL", CLOSES[0] - MINUTE)]
+        assert adjusted.told[1:] == [("AAPL", CLOSES[10], CLOSES[10], 1)]
+        assert adjusted.publisher.published[-1].revision == 1
+        old = await adjusted.bars.window(series.key, 0, since=None, lookback=0)
+        assert [old.bar(i) for i in range(len(old))] == BARS[:10]
+        assert await adjusted.ingest.actions.get("AAPL") == [split]
+        [change] = await adjusted.ingest.provenance.of(series)
+        assert (change.kind, change.provider, change.revision) == ("revision", "alpha_vantage", 1)
+        assert change.splits == [(split.day, 2.0)]
+        assert f"{CLOSES[7]:%Y-%m-%d}" in change.reason
+
+    async def test_split_is_believed_although_nobody_tells_of_it(self, adjusted):
+        """Where all older prices moved by one factor that is enough: nobody has to sell corporate actions."""
+        adjusted.provider.history["AAPL"] = [*scaled(BARS[:10], 0.2), *BARS[10:]]
+        adjusted.provider.actions_known = []
+        adjusted.market.at = CLOSES[10] + DELAY
+
+        await adjusted.run()
+
+        assert (await adjusted.get()).revision == 1
+        assert (await adjusted.stored())[:10] == scaled(BARS[:10], 0.2)
+
+    async def test_revision_waits_a_little_for_who_knows_the_splits(self, adjusted):
+        """Corporate actions that cannot be had for a moment are asked for again; an outage holds nothing up."""
+        adjusted.provider.history["AAPL"] = scaled(BARS, 0.5)
+        adjusted.market.at = CLOSES[10] + DELAY
+
+        async def down(symbol, *, turn):
+            adjusted.provider.actions_asked.append(symbol)
+            raise UnavailableError("down")
+
+        adjusted.provider.actions = down
+        for _ in range(4):
+            assert (await adjusted.get()).revision == 0
+            await adjusted.run()
+            adjusted.market.at = max(adjusted.market.at, (await adjusted.get()).due_at)
+
+        assert (await adjusted.get()).revision == 1
+        assert len(adjusted.provider.actions_asked) == 4
+
+    async def test_history_that_is_another_is_not_believed(self, adjusted):
+        """A provider that suddenly sells another company's prices changes nothing, and the series says why."""
+        others = bars_closing_at(CLOSES, [300.0 + 17 * (i % 5) for i in range(len(BARS))])
+        adjusted.provider.history["AAPL"] = others
+        adjusted.market.at = CLOSES[10] + DELAY
+
+        await adjusted.run()
+
+        series = await adjusted.get()
+        assert (series.revision, series.claimed) == (0, 0)
+        assert await adjusted.stored() == BARS[:10]
+        assert series.trouble["kind"] == "RefusedError"
+        assert "10 of 10 closes are not what they were" in series.trouble["text"]
+        assert await adjusted.ingest.provenance.of(series) == []
+
+    @pytest.mark.parametrize("lost", ["beginning", "end"])
+    async def test_shorter_history_is_not_believed(self, adjusted, lost):
+        """What is held is not given up for less."""
+        halved = scaled(BARS, 0.5)
+        increment = adjusted.provider.bars
+
+        async def shortened(symbol, interval, *, since, **how):
+            answer = await increment(symbol, interval, since=since, **how)
+            if since == CLOSES[7]:
+                return answer
+            kept = CLOSES[3:] if lost == "beginning" else CLOSES[:6]
+            return replace(answer, bars=[b for b in answer.bars if b.closed_at in kept])
+
+        adjusted.provider.history["AAPL"] = halved
+        adjusted.provider.bars = shortened
+        adjusted.market.at = CLOSES[10] + DELAY
+
+        await adjusted.run()
+
+        series = await adjusted.get()
+        assert (await adjusted.stored(), series.revision) == (BARS[:10], 0)
+        assert ("begins after" if lost == "beginning" else "ends before") in series.trouble["text"]
+
+    @pytest.mark.parametrize("index", [7, 8, 9])
+    @pytest.mark.parametrize("changes", [{"close": 100.5}, {"volume": 2001.0}], ids=["close", "volume"])
+    async def test_each_of_the_last_three_bars_is_compared(self, watching, index, changes):
+        """A correction of any of them is found with the next increment, and written under the next revision."""
+        history = corrected(index, **({"close": BARS[index].close + 0.5} if "close" in changes else changes))
+        watching.provider.history["AAPL"] = history
         watching.market.at = CLOSES[10] + DELAY
 
         await watching.run()
 
-        series = await watching.get()
-        assert series.revision == 1
-        assert await watching.stored() == halved[:11]
-        assert watching.provider.asked[1:] == [("AAPL", CLOSES[9]), ("AAPL", None)]
-        assert watching.told[1:] == [("AAPL", CLOSES[10], CLOSES[10], 1)]
-        assert watching.publisher.published[-1].revision == 1
-        old = await watching.bars.window(series.key, 0, since=None, lookback=0)
-        assert [old.bar(i) for i in range(len(old))] == BARS[:10]
+        assert (await watching.get()).revision == 1
+        assert await watching.stored() == history[:11]
 
-    async def test_rounding_is_no_revision(self, watching):
-        """Providers round to four decimals, and not always the same way."""
-        last = BARS[9]
-        watching.provider.history["AAPL"] = [replace(last, close=last.close + 4e-5), *BARS[10:]]
+    @pytest.mark.parametrize(
+        "changes", [{"close": BARS[9].close + 4e-5}, {"volume": 1900.0}], ids=["rounding", "late trades"]
+    )
+    async def test_rounding_and_late_trades_are_no_revision(self, watching, changes):
+        """Providers round to four decimals, and not always the same way; volume grows a little after the close."""
+        watching.provider.history["AAPL"] = corrected(9, **changes)
         watching.market.at = CLOSES[10] + DELAY
 
         await watching.run()
 
         assert (await watching.get()).revision == 0
         assert await watching.stored() == BARS[:11]
+        assert watching.provider.actions_asked == []
 
-    async def test_revision_that_was_interrupted_is_made_whole(self, watching, monkeypatch):
-        """Pages of a revision nobody points to yet are completed, then the pointer moves."""
-        doubled = [replace(b, open=b.open * 2, high=b.high * 2, close=b.close * 2, low=b.low * 2) for b in BARS]
-        watching.provider.history["AAPL"] = doubled
+    async def test_old_bars_as_traded_are_kept_where_the_provider_sells_them_no_more(self, watching):
+        """Raw prices of which it says nothing now are as true as ever."""
+        history = corrected(9, close=BARS[9].close + 0.5)
+        watching.provider.history["AAPL"] = history[4:]
+        watching.market.at = CLOSES[10] + DELAY
+
+        await watching.run()
+
+        assert await watching.stored() == [*BARS[:4], *history[4:11]]
+
+    async def test_raw_history_does_not_change_all_at_once(self, watching):
+        """A provider that begins to divide what it sells as traded is not believed: the two never mix."""
+        watching.provider.history["AAPL"] = scaled(BARS, 0.5)
+        watching.market.at = CLOSES[10] + DELAY
+
+        await watching.run()
+
+        assert await watching.stored() == BARS[:10]
+        assert "prices as traded do not change" in (await watching.get()).trouble["text"]
+
+    async def test_answer_with_another_adjustment_is_refused(self, watching):
+        """What a series holds is raw or adjusted for ever; an answer of the other kind is trouble that is stored."""
+        watching.provider.adjustment = Adjustment.SPLIT
+        watching.market.at = CLOSES[10] + DELAY
+
+        await watching.run()
+
+        series = await watching.get()
+        assert await watching.stored() == BARS[:10]
+        assert series.adjustment is Adjustment.RAW
+        assert series.trouble["kind"] == "RefusedError"
+        assert "never mix" in series.trouble["text"]
+
+    async def test_split_marks_that_are_held_outlive_a_correction(self, store, tmp_path):
+        """A provider that does not repeat which day was split does not take that knowledge away."""
+        split = [replace(b, split=2.0) if i == 5 else b for i, b in enumerate(BARS)]
+        house = House(store, tmp_path, provider=Seller(bars={"AAPL": split}))
+        house.list("AAPL")
+        await house.settle()
+        house.provider.history["AAPL"] = corrected(8, close=BARS[8].close + 0.5)
+        house.market.at = CLOSES[10] + DELAY
+
+        await house.run()
+
+        stored = await house.stored()
+        assert stored[8].close == BARS[8].close + 0.5
+        assert [b.split for b in stored] == [2.0 if i == 5 else 1.0 for i in range(11)]
+
+    async def test_stored_split_is_marked_where_the_provider_does_not_tell_it(self, watching):
+        """Bars as traded without a split column: the first bar in new shares carries the factor we were told."""
+        told = CorporateAction(symbol="AAPL", day=CLOSES[10].date(), split=2.0, dividend=0.0, provider="polygon")
+        await watching.ingest.actions.keep("AAPL", [told])
+        halved = scaled(BARS[10:], 0.5)
+        watching.provider.history["AAPL"] = [*BARS[:10], *halved]
+        watching.market.at = CLOSES[11] + DELAY
+
+        await watching.run()
+
+        assert [b.split for b in await watching.stored()] == [1.0] * 10 + [2.0, 1.0]
+        assert (await watching.get()).revision == 0
+
+    async def test_revision_that_was_interrupted_is_done_again(self, watching, monkeypatch):
+        """Pages of a revision nobody points to are never read; the next attempt writes under a revision of its own."""
+        history = corrected(9, close=BARS[9].close + 0.5)
+        watching.provider.history["AAPL"] = history
         watching.market.at = CLOSES[10] + DELAY
         save = watching.series.save
 
@@ -452,17 +748,199 @@ class TestRevision:
             await watching.ingest._slot(await watching.get())
         assert await watching.stored() == BARS[:10]
         monkeypatch.undo()
+        history[3] = replace(history[3], close=history[3].close - 0.5)
         watching.market.at = CLOSES[11] + DELAY
 
         await watching.twin().run()
 
-        assert await watching.stored() == doubled[:12]
+        series = await watching.get()
+        assert await watching.stored() == history[:12]
+        assert (series.revision, series.claimed) == (2, 2)
         assert watching.told[1:] == [("AAPL", CLOSES[10], CLOSES[11], 2)]
+        assert [c.revision for c in await watching.ingest.provenance.of(series)] == [2]
+
+    async def test_long_history_is_taken_again_slice_by_slice(self, watching):
+        """A provider that cuts a long answer is asked on from where it stopped."""
+        history = corrected(9, close=BARS[9].close + 0.5)
+        watching.provider.history["AAPL"] = history
+        sell = watching.provider.bars
+
+        async def sliced(symbol, interval, *, since, **how):
+            answer = await sell(symbol, interval, since=since, **how)
+            return replace(answer, bars=answer.bars[:5])
+
+        watching.provider.bars = sliced
+        watching.market.at = CLOSES[10] + DELAY
+
+        await watching.run()
+
+        assert await watching.stored() == history[:11]
+        assert [since for _, since in watching.provider.asked[2:]] == [CLOSES[0] - MINUTE, CLOSES[4], CLOSES[8]]
+
+
+class TestProviderChange:
+    """The provider of a series is gone for good: another goes on, if it says the same of the bars that are held."""
+
+    @pytest.fixture
+    async def two(self, store, tmp_path):
+        """A house that holds ten bars of alpha_vantage, and polygon beside it."""
+        other = Seller("polygon", bars={"AAPL": BARS})
+        house = House(store, tmp_path, provider=Seller(bars={"AAPL": BARS}), others=[other])
+        house.list("AAPL")
+        await house.settle()
+        assert (await house.get()).provider == "alpha_vantage"
+        house.market.at = CLOSES[10] + DELAY
+        return house
+
+    @pytest.mark.parametrize(
+        "gone",
+        [NotEntitledError("a premium endpoint"), UnknownSymbolError("delisted there"), ConfigurationError("wrong key")],
+        ids=lambda e: type(e).__name__,
+    )
+    async def test_series_moves_to_who_agrees(self, two, gone):
+        """It goes on at once with the next bar, and from whom its bars are is written down."""
+        two.provider.failing_with = gone
+
+        await two.run()
+
+        series = await two.get()
+        assert await two.stored() == BARS[:11]
+        assert (series.provider, series.trouble, series.revision) == ("polygon", None, 0)
+        [change] = await two.ingest.provenance.of(series)
+        assert (change.kind, change.former, change.provider) == ("provider", "alpha_vantage", "polygon")
+        assert (change.through, change.occurred_at, change.recorded_at) == (CLOSES[9], two.market.at, WALL)
+        assert str(gone) in change.reason
+        assert two.told[1:] == [("AAPL", CLOSES[10], CLOSES[10], 1)]
+
+        await two.evaluate()
+        two.provider.asked.clear()
+        two.market.at = CLOSES[11] + DELAY
+        await two.run()
+        assert await two.stored() == BARS[:12]
+        assert two.provider.asked == []
+
+    async def test_series_stays_where_the_other_says_something_else(self, two):
+        """Nothing is mixed; why it waits is in its trouble, with both values."""
+        two.provider.failing_with = NotEntitledError("a premium endpoint")
+        two.others[0].history["AAPL"] = scaled(BARS, 0.25)
+
+        await two.run()
+
+        series = await two.get()
+        assert (series.provider, await two.stored()) == ("alpha_vantage", BARS[:10])
+        assert series.trouble["kind"] == "NotEntitledError"
+        for said in ("a premium endpoint", "polygon", "is 27, ours 108"):
+            assert said in series.trouble["text"]
+        assert await two.ingest.provenance.of(series) == []
+
+    async def test_raw_series_never_goes_on_with_adjusted_bars(self, two):
+        """Where there was no split the closes agree, and still the two never mix."""
+        two.provider.failing_with = NotEntitledError("a premium endpoint")
+        two.others[0].adjustment = Adjustment.SPLIT
+
+        await two.run()
+
+        series = await two.get()
+        assert (series.provider, await two.stored()) == ("alpha_vantage", BARS[:10])
+        assert "never mix" in series.trouble["text"]
+
+    async def test_who_has_nothing_newer_gets_no_series(self, two):
+        """Moving is for good, so it has to bring the bar that is missing."""
+        two.provider.failing_with = NotEntitledError("a premium endpoint")
+        two.others[0].history["AAPL"] = BARS[:10]
+
+        await two.run()
+
+        series = await two.get()
+        assert series.provider == "alpha_vantage"
+        assert "nothing newer" in series.trouble["text"]
+
+    async def test_what_two_providers_round_differently_is_no_revision(self, two):
+        """Bars that the former provider brought are compared as those of two are; later ones to the last cent."""
+        two.others[0].history["AAPL"] = [
+            replace(b, close=b.close * (1 + 4e-4), high=b.high + 1, volume=b.volume * 5) for b in BARS
+        ]
+        two.provider.failing_with = NotEntitledError("a premium endpoint")
+        await two.run()
+        assert (await two.get()).provider == "polygon"
+        for day in (11, 12, 13, 14):
+            await two.evaluate()
+            two.market.at = CLOSES[day] + DELAY
+            await two.run()
+        assert (await two.get()).revision == 0
+        assert [b.close for b in await two.stored()] == [
+            *(b.close for b in BARS[:10]),
+            *(b.close * (1 + 4e-4) for b in BARS[10:15]),
+        ]
+
+        two.others[0].history["AAPL"] = [
+            replace(b, close=b.close * (1 + 4e-4) + (0.02 if i == 14 else 0), high=b.high + 1, volume=b.volume * 5)
+            for i, b in enumerate(BARS)
+        ]
+        await two.evaluate()
+        two.market.at = CLOSES[15] + DELAY
+        await two.run()
+        assert (await two.get()).revision == 1, "a correction of its own bars is found"
+
+    async def test_short_outage_moves_nothing(self, two):
+        """A provider that is down for a moment is waited for."""
+        two.provider.failing_with = UnavailableError("down")
+
+        for _ in range(3):
+            await two.run()
+            two.market.at = (await two.get()).due_at
+            two.wall.at += timedelta(seconds=1)
+
+        series = await two.get()
+        assert series.provider == "alpha_vantage"
+        assert two.others[0].asked == []
+
+    async def test_long_outage_moves_the_series(self, two):
+        """Once the breaker has kept it away at three slots in a row, or for minutes, somebody else is asked."""
+        two.provider.failing_with = UnavailableError("down")
+        for _ in range(12):
+            await two.run()
+            if (await two.get()).provider == "polygon":
+                break
+            two.market.at = (await two.get()).due_at
+            two.wall.at += BREAKER_WAIT / 4
+
+        assert (await two.get()).provider == "polygon"
+        assert await two.stored() == BARS[:11]
+
+    async def test_who_disagrees_is_not_asked_at_every_slot_of_an_outage(self, two):
+        """Each time costs a call: at every third slot that was missed is often enough."""
+        two.provider.failing_with = UnavailableError("down")
+        two.others[0].history["AAPL"] = scaled(BARS, 0.25)
+        left_alone = 0
+        for _ in range(20):
+            two.wall.at += SECOND
+            await two.run()
+            series = await two.get()
+            left_alone += series.trouble["kind"] == "LeftAloneError"
+            two.market.at = series.due_at
+
+        assert left_alone >= 12
+        assert 3 <= len(two.others[0].asked) <= left_alone // 3 + 1
+        assert (await two.get()).provider == "alpha_vantage"
+
+    async def test_series_without_bars_belongs_to_nobody_yet(self, two):
+        """A provider that was written down and then never brought a bar holds nothing back."""
+        await two.ingest.watch(Watch(symbol="IBM", interval=DAY), by="api", live_from=CLOSE)
+        two.others[0].history["IBM"] = BARS
+        two.provider.failing_with = NotEntitledError("a premium endpoint")
+        series = await two.get("IBM")
+        await two.series.save(replace(series, provider="alpha_vantage", adjustment=Adjustment.RAW))
+
+        await two.run()
+
+        assert (await two.get("IBM")).provider == "polygon"
+        assert len(await two.stored("IBM")) == 11
 
 
 class TestTrouble:
     async def test_unknown_symbol_is_kept_as_trouble_and_waits(self, house):
-        """What will not succeed is stored with its reason and asked again ever more seldom."""
+        """What will not succeed is stored with its reason and tried ever more seldom, and asked for once a day."""
         house.list("AAPL")
         house.provider.failing_with = UnknownSymbolError("no such symbol")
         waits = []
@@ -473,10 +951,15 @@ class TestTrouble:
             waits.append(series.due_at - asked)
             house.market.at = series.due_at
 
-        assert (series.trouble["kind"], series.trouble["text"]) == ("UnknownSymbolError", "no such symbol")
+        assert series.trouble["kind"] == "UnknownSymbolError"
         assert waits[:3] == [FIRST_WAIT, 2 * FIRST_WAIT, 4 * FIRST_WAIT]
         assert max(waits) == waits[-1] == LONGEST_WAIT
-        assert len(house.provider.asked) == 9
+        assert len(house.provider.asked) == 1, "it stays in mind who knows no such symbol"
+
+        house.wall.at += timedelta(days=1)
+        await house.run()
+        assert len(house.provider.asked) == 2
+        assert (await house.get()).trouble["text"] == "no such symbol"
 
     @pytest.mark.parametrize("error", [RefusedError("no"), ConfigurationError("FINNHUB_KEY is wrong")])
     async def test_one_series_in_trouble_stops_no_other(self, house, error):
@@ -748,7 +1231,7 @@ class TestQuotes:
             await quoting.ingest.watch(Watch(symbol=symbol, interval=DAY), by="api", live_from=CLOSE)
         quote, asked = quoting.provider.quote, []
 
-        async def refusing(symbol):
+        async def refusing(symbol, *, turn):
             asked.append(symbol)
             if symbol == "AAPL":
                 raise UnknownSymbolError("no quotes of it")
@@ -785,3 +1268,264 @@ class TestQuotes:
 
         assert await quoting.ingest.refresh_quotes() == 0
         assert len(await quoting.quotes.due(quoting.market.at, 10)) == 1
+
+    async def test_quote_somebody_asked_for_goes_first(self, quoting):
+        """A quote that nobody asked for lately is fetched with what is left; each within the time of the round."""
+        await quoting.ingest.watch(Watch(symbol="IBM", interval=DAY), by="api", live_from=CLOSE)
+        quoting.provider.quotes["IBM"] = replace(quoting.provider.quotes["AAPL"], symbol="IBM")
+        await quoting.quotes.interest.note("IBM")
+        quoting.ingest = replace(quoting.ingest, fetcher=Noting(quoting.ingest.fetcher))
+
+        await quoting.ingest.refresh_quotes()
+
+        how = quoting.ingest.fetcher.how
+        assert sorted(how) == [("AAPL", Priority.BACKFILL, WALL + BUDGET), ("IBM", Priority.LIVE, WALL + BUDGET)]
+
+        how.clear()
+        quoting.wall.at += timedelta(hours=3)
+        quoting.market.at += FIRST_WAIT
+        await quoting.ingest.refresh_quotes()
+        assert {priority for _, priority, _ in how} == {Priority.BACKFILL}, "interest is forgotten"
+
+
+REPORTED = CLOSES[10].date()
+
+
+def a_report(symbol="AAPL", day=REPORTED, time=ReportTime.AFTER_CLOSE):
+    return EarningsDate(
+        symbol=symbol,
+        day=day,
+        time=time,
+        eps_estimate=1.5,
+        eps_actual=None,
+        revenue_estimate=None,
+        revenue_actual=None,
+        provider="alpha_vantage",
+    )
+
+
+def out(symbol="AAPL", *, at, day=REPORTED, eps=1.62):
+    """The event that a company has reported."""
+    return EarningsReported(
+        occurred_at=at,
+        recorded_at=WALL,
+        symbol=symbol,
+        day=day,
+        eps_estimate=1.5,
+        eps_actual=eps,
+        revenue_estimate=None,
+        revenue_actual=None,
+        provider="finnhub",
+    )
+
+
+class TestReports:
+    """On the day of a report its symbol gets a slot more."""
+
+    SESSION = calendar().session(CLOSES[10].date())
+
+    @pytest.fixture
+    async def open(self, watching):
+        """AAPL is followed, and the market opens."""
+        watching.provider.quotes = {
+            "AAPL": Quote(symbol="AAPL", price=101.0, previous_close=100.0, as_of=CLOSE, provider="alpha_vantage")
+        }
+        watching.market.at = self.SESSION.opens_at
+        return watching
+
+    async def through(self, house, until):
+        """Run both timers every five market minutes; the instants at which bars or a quote were asked for."""
+        bars, quotes = [], []
+        while house.market.at < until:
+            before = len(house.provider.asked), len(house.provider.quotes_asked)
+            await house.run()
+            await house.ingest.refresh_quotes()
+            if len(house.provider.asked) > before[0]:
+                bars.append(house.market.at)
+                await house.evaluate()
+            if len(house.provider.quotes_asked) > before[1]:
+                quotes.append(house.market.at)
+            house.market.at += timedelta(minutes=5)
+        return bars, quotes
+
+    async def test_calendar_is_fetched_once_a_market_day(self, open):
+        """By the first tick of an open session, for it and the next one, and never while the market is closed."""
+        open.market.at = self.SESSION.opens_at - SECOND
+        await open.ingest.refresh_quotes()
+        assert open.provider.earnings_asked == []
+
+        open.market.at = self.SESSION.opens_at
+        for instance in (open, open, open.twin()):
+            await instance.ingest.refresh_quotes()
+            open.wall.at += timedelta(hours=1)
+        following = calendar().session(CLOSES[11].date())
+        assert open.provider.earnings_asked == [(self.SESSION.date, following.date)]
+
+        open.market.at = following.opens_at
+        await open.ingest.refresh_quotes()
+        assert len(open.provider.earnings_asked) == 2
+
+    async def test_report_after_the_close_is_looked_for_after_the_close(self, open):
+        """The quote and the bars held are asked for once more, and the next morning all is as usual."""
+        open.provider.reports = [a_report()]
+        slot = self.SESSION.closes_at + AFTER_CLOSE
+
+        bars, quotes = await self.through(open, self.SESSION.closes_at + timedelta(hours=4))
+
+        assert bars == [self.SESSION.closes_at + DELAY, slot]
+        assert [at for at in quotes if at > self.SESSION.closes_at + FIRST_WAIT] == [slot]
+        assert (await open.quotes.get("AAPL")).due_at == calendar().session(CLOSES[11].date()).opens_at
+
+    async def test_report_before_the_open_is_looked_for_after_the_open(self, open):
+        """The first prices it moved are fetched five minutes after the open, not with the quarter of an hour."""
+        open.provider.reports = [a_report(time=ReportTime.BEFORE_OPEN)]
+
+        bars, quotes = await self.through(open, self.SESSION.opens_at + timedelta(minutes=18))
+
+        assert bars == [self.SESSION.opens_at + AFTER_OPEN]
+        assert self.SESSION.opens_at + AFTER_OPEN in quotes
+
+    async def test_report_of_a_symbol_nobody_watches_costs_nothing(self, open):
+        """The calendar knows thousands of companies; we follow ours."""
+        open.provider.reports = [a_report("IBM"), a_report("IBM", time=ReportTime.BEFORE_OPEN)]
+
+        await open.ingest.refresh_quotes()
+
+        assert await open.ingest.earnings.get("IBM") is None
+        bars, _ = await self.through(open, self.SESSION.closes_at + timedelta(hours=1))
+        assert bars == [self.SESSION.closes_at + DELAY]
+
+    async def test_look_finds_a_correction(self, open):
+        """The slot compares what is held with the provider's word, and writes a correction under a new revision."""
+        open.provider.reports = [a_report(time=ReportTime.BEFORE_OPEN)]
+        history = corrected(9, close=BARS[9].close + 0.5)
+        open.provider.history["AAPL"] = history
+
+        await self.through(open, self.SESSION.opens_at + timedelta(minutes=8))
+
+        assert (await open.get()).revision == 1
+        assert await open.stored() == history[:10]
+
+    async def test_report_that_is_out_makes_its_slot_due_now(self, open):
+        """Who is told does not wait for the calendar's hour; the slot is served once, not twice."""
+        open.provider.reports = [a_report()]
+        await open.ingest.refresh_quotes()
+        calls = len(open.provider.asked)
+        open.market.at += timedelta(minutes=5)
+
+        await open.ingest.reported(out(at=open.market.at))
+        await open.ingest.refresh_quotes()
+
+        assert len(open.provider.asked) == calls + 1
+        assert len(open.provider.quotes_asked) == 2
+        bars, _ = await self.through(open, self.SESSION.closes_at + timedelta(hours=2))
+        assert bars == [self.SESSION.closes_at + DELAY]
+        [report] = (await open.ingest.earnings.get("AAPL")).reports
+        assert (report.eps_actual, report.time) == (1.62, ReportTime.AFTER_CLOSE)
+
+    async def test_report_the_calendar_did_not_know_is_looked_for_as_well(self, open):
+        """Outside the session too: a report that is out is a reason to look."""
+        open.market.at = self.SESSION.closes_at + timedelta(hours=2)
+        await open.settle()
+        await open.ingest.refresh_quotes()
+        calls = len(open.provider.asked), len(open.provider.quotes_asked)
+
+        await open.ingest.reported(out(at=open.market.at))
+        await open.ingest.refresh_quotes()
+
+        assert (len(open.provider.asked), len(open.provider.quotes_asked)) == (calls[0] + 1, calls[1] + 1)
+
+    async def test_event_told_twice_is_served_once(self, open):
+        """Before the slot was served, after it, and with another instance in between."""
+        event = out(at=open.market.at)
+        await open.ingest.reported(event)
+        await open.ingest.reported(event)
+        await open.ingest.refresh_quotes()
+        calls = open.provider.calls_made
+
+        await open.twin().ingest.reported(event)
+        await open.ingest.refresh_quotes()
+
+        assert open.provider.calls_made == calls
+
+    @pytest.mark.parametrize("days", [-30, 30])
+    async def test_report_of_another_month_is_kept_and_makes_nobody_look(self, open, days):
+        """Providers repeat old reports with new numbers: known, but no news of now."""
+        await open.ingest.refresh_quotes()
+        calls = open.provider.calls_made
+
+        await open.ingest.reported(out(at=open.market.at, day=self.SESSION.date + timedelta(days=days)))
+        await open.ingest.refresh_quotes()
+
+        assert open.provider.calls_made == calls
+        assert len((await open.ingest.earnings.get("AAPL")).reports) == 1
+
+    async def test_event_of_a_symbol_nobody_watches_is_nothing_to_do(self, open):
+        """It costs a read and no call."""
+        await open.ingest.reported(out("IBM", at=open.market.at))
+
+        assert await open.quotes.get("IBM") is None
+        assert await open.ingest.earnings.get("IBM") is None
+
+    async def test_look_that_fails_is_tried_again(self, open):
+        """Trouble that passes leaves the slot open, for a quarter of an hour at a time; the quote comes meanwhile."""
+        await open.ingest.refresh_quotes()
+        await open.ingest.reported(out(at=open.market.at))
+        ask = open.provider.bars
+
+        async def down(*args, turn, **how):
+            async with turn("bars"):
+                raise UnavailableError("down")
+
+        open.provider.bars = down
+        assert await open.ingest.refresh_quotes() == 1
+        asked = len(open.provider.asked)
+        assert (await open.quotes.get("AAPL")).due_at == open.market.at + FIRST_WAIT
+
+        open.provider.bars = ask
+        open.market.at += FIRST_WAIT
+        await open.ingest.refresh_quotes()
+        assert len(open.provider.asked) == asked + 1
+        assert not (await open.ingest.earnings.get("AAPL")).is_due(open.market.at)
+
+    async def test_refused_look_is_not_repeated(self, open):
+        """What stays refused is logged; the slot is done."""
+        await open.ingest.reported(out(at=open.market.at))
+        open.provider.history["AAPL"] = scaled(BARS, 0.5)
+
+        await open.ingest.refresh_quotes()
+
+        assert not (await open.ingest.earnings.get("AAPL")).is_due(open.market.at)
+        assert await open.stored() == BARS[:10]
+
+    async def test_calendar_in_trouble_stops_no_quote(self, open):
+        """Quotes come as usual, and the calendar is asked for again a minute later (wall), not at every tick."""
+        open.provider.trouble = UnavailableError("down")
+
+        assert await open.ingest.refresh_quotes() == 1
+        asked = len(open.provider.earnings_asked)
+        await open.ingest.refresh_quotes()
+        assert len(open.provider.earnings_asked) == asked
+
+        open.provider.trouble = None
+        open.wall.at += timedelta(minutes=1)
+        await open.ingest.refresh_quotes()
+        assert len(open.provider.earnings_asked) == asked + 1
+
+    async def test_fast_market_does_not_spend_the_quota_on_calendars(self, open):
+        """A replay of a market day a second asks once a minute of the wall."""
+        for _ in range(30):
+            await open.ingest.refresh_quotes()
+            open.market.at = calendar().next_close(calendar().session_at(open.market.at).closes_at).opens_at
+            open.wall.at += SECOND
+
+        assert len(open.provider.earnings_asked) == 1
+
+    async def test_nobody_sells_a_calendar(self, store, tmp_path):
+        """Then there is none, and quotes are what they were."""
+        quote = Quote(symbol="AAPL", price=101.0, previous_close=100.0, as_of=CLOSE, provider="alpha_vantage")
+        provider = RecordedProvider(bars={"AAPL": BARS}, quotes={"AAPL": quote})
+        house = House(store, tmp_path, market=StoppedClock(self.SESSION.opens_at), provider=provider)
+        await house.ingest.watch(AAPL, by="api", live_from=CLOSE)
+
+        assert await house.ingest.refresh_quotes() == 1

@@ -5,24 +5,20 @@ from datetime import timedelta
 import pytest
 
 from shared.clock import StoppedClock
-from shared.errors import InvalidPayloadError, NotFoundError, StaleError
-from shared.market.fetcher import Fetcher
+from shared.errors import InvalidPayloadError, NotFoundError, UnavailableError
+from shared.market.callers import Callers
+from shared.market.fetches import Fetches
+from shared.market.flights import Flights
+from shared.market.gaps import SETTLED
 from shared.market.ingest import Ingest, Watch
-from shared.market.models import Adjustment, Interval, Quote
-from shared.market.service import STALE_QUOTE, Market
+from shared.market.library import STALE_QUOTE, Library
+from shared.market.models import Adjustment, Interval, Priority, Quote
+from shared.market.prefetching import Prefetching
+from shared.market.service import Market, Supply, range_of, wanted_of
 from shared.market.sessions import calendar
 from shared.market.stores import Bars, Quotes, Series, SeriesStore, WantedQuote
-from shared.market.throttle import Throttle
-from tests.builders import (
-    CLOSE,
-    WALL,
-    MemoryPublisher,
-    RecordedProvider,
-    a_request,
-    closes_from,
-    daily_bars,
-    documents,
-)
+from tests.builders import CLOSE, WALL, MemoryPublisher, a_request, closes_from, daily_bars, documents
+from tests.unit.market.library_house import ANN, Seller
 
 DAY = Interval.DAY
 DELAY = timedelta(minutes=15)
@@ -39,7 +35,7 @@ class House:
         self.store = store
         self.wall = StoppedClock(WALL)
         self.market_clock = StoppedClock(BARS[-1].closed_at + DELAY)
-        self.provider = RecordedProvider(bars={"AAPL": BARS}, quotes={"AAPL": QUOTE})
+        self.seller = Seller(AAPL=BARS)
         self.series, self.bars, self.quotes = (room(store, self.wall) for room in (SeriesStore, Bars, Quotes))
         file = folder / "watchlist.toml"
         file.write_text("")
@@ -48,10 +44,7 @@ class House:
             series=self.series,
             bars=self.bars,
             quotes=self.quotes,
-            fetcher=Fetcher(
-                providers=[self.provider],
-                throttles={self.provider.name: Throttle(store, self.wall, self.provider.name, ())},
-            ),
+            fetcher=self.seller,
             publisher=MemoryPublisher(),
             wall=self.wall,
             market=self.market_clock,
@@ -67,6 +60,34 @@ class House:
             clock=self.market_clock,
             delay=DELAY,
         )
+        library = Library(
+            documents=store,
+            series=self.series,
+            bars_held=self.bars,
+            quotes=self.quotes,
+            fetcher=self.seller,
+            flights=Flights(documents=store, wall=self.wall),
+            callers=Callers(documents=store, wall=self.wall, allowed=5),
+            publisher=self.ingest.publisher,
+            wall=self.wall,
+            market=self.market_clock,
+            delay=DELAY,
+        )
+        self.supply = Supply(
+            library=library,
+            fetches=Fetches(documents=store, library=library, wall=self.wall),
+            fetcher=self.seller,
+            prefetching=Prefetching(
+                documents=store,
+                quotes=self.quotes,
+                series=self.series,
+                fetcher=self.seller,
+                wall=self.wall,
+                market=self.market_clock,
+            ),
+            bars=self.bars,
+            clock=self.market_clock,
+        )
 
     async def hold(self, bars, revision=0):
         await self.bars.append("AAPL|1d", DAY, revision, bars)
@@ -81,6 +102,9 @@ class House:
                 revision=revision,
             )
         )
+
+    async def cover(self, symbol="AAPL", **params):
+        return await self.supply.coverage(a_request(params=params, route={"symbol": symbol}))
 
     async def list(self, symbol="AAPL", **params):
         return await self.market.list_bars(a_request(params=params, route={"symbol": symbol}))
@@ -134,6 +158,31 @@ class TestBars:
         assert set(lengths[:-1]) <= {limit}
         assert 0 < lengths[-1] <= limit
 
+    @pytest.mark.parametrize("limit", [7, 500])
+    async def test_range_is_shown_whole_page_after_page(self, house, limit):
+        """From a day to a day at the exchange, both included; an instant means itself."""
+        await house.hold(LONG)
+        held = LONG[100:301]
+        for first, last in (
+            (f"{held[0].closed_at:%Y-%m-%d}", f"{held[-1].closed_at:%Y-%m-%d}"),
+            (f"{held[0].closed_at:%Y-%m-%dT%H:%MZ}", f"{held[-1].closed_at:%Y-%m-%dT%H:%MZ}"),
+        ):
+            seen, params = [], {"limit": str(limit), "from": first, "to": last}
+            while True:
+                answer = await house.list(**params)
+                seen += [item["closed_at"] for item in answer["items"]]
+                assert answer["as_of"] == LONG[-1].closed_at
+                if answer["next"] is None:
+                    break
+                params["cursor"] = answer["next"]
+            assert seen == [b.closed_at for b in reversed(held)]
+
+    async def test_range_without_bars_is_an_empty_page_of_a_series_that_is_there(self, holding):
+        """Nothing in it does not mean nothing at all."""
+        answer = await holding.list(**{"from": "2031-01-01"})
+
+        assert (answer["items"], answer["next"], answer["as_of"]) == ([], None, BARS[-1].closed_at)
+
     async def test_missing_bar_makes_the_answer_stale(self, holding):
         """From the moment the next bar could be there, an answer without it says that it is old."""
         next_close = closes_from(BARS[-1].closed_at + SECOND)[0]
@@ -173,6 +222,9 @@ class TestBars:
             ("NO SYMBOL", {}, InvalidPayloadError),
             ("AAPL", {"limit": "0"}, InvalidPayloadError),
             ("AAPL", {"cursor": "x"}, InvalidPayloadError),
+            ("AAPL", {"from": "yesterday"}, InvalidPayloadError),
+            ("AAPL", {"to": "2012-06-30T21:00:00"}, InvalidPayloadError),
+            ("AAPL", {"from": "2012-06-30", "to": "2012-01-01"}, InvalidPayloadError),
         ],
     )
     async def test_wrong_question_is_answered_as_such(self, holding, symbol, params, error):
@@ -224,9 +276,8 @@ class TestQuote:
         assert (await house.market.quote("AAPL"))["is_stale"] is is_stale
 
     async def test_daily_close_stands_in(self, holding):
-        """Without a quote the newest bar is the last price known, and the interest is noted, twice asked twice."""
-        for _ in range(2):
-            answer = await holding.market.quote("AAPL")
+        """Without a quote the newest bar is the last price known, and that somebody asked is noted."""
+        answer = await holding.market.quote("AAPL")
 
         assert (answer["price"], answer["previous_close"]) == (BARS[-1].close, BARS[-2].close)
         assert (answer["as_of"], answer["is_stale"], answer["provider"]) == (
@@ -234,7 +285,7 @@ class TestQuote:
             False,
             "alpha_vantage",
         )
-        assert (await holding.quotes.get("AAPL")).wanted == 2
+        assert [(a.symbol, a.count) for a in await holding.quotes.interest.since(WALL)] == [("AAPL", 1)]
 
     async def test_first_bar_has_nothing_before_it(self, house):
         """One bar is a price without a previous close."""
@@ -250,13 +301,13 @@ class TestQuote:
         with pytest.raises(NotFoundError, match="still being fetched"):
             await house.market.quote("AAPL")
 
-    async def test_two_readers_at_once_do_no_harm(self, holding, monkeypatch):
-        """A note of interest that is lost to a faster reader is lost, and the reader has his answer."""
+    async def test_note_that_cannot_be_written_is_no_readers_trouble(self, holding, monkeypatch):
+        """Whoever asks has his answer."""
 
-        async def beaten(wanted):
-            raise StaleError("the other reader was faster")
+        async def down(*args):
+            raise UnavailableError("down")
 
-        monkeypatch.setattr(holding.quotes, "put", beaten)
+        monkeypatch.setattr(holding.store, "create", down)
 
         assert (await holding.market.quote("AAPL"))["price"] == BARS[-1].close
 
@@ -266,14 +317,19 @@ async def test_reading_never_spends_a_call(holding):
     market, end = holding.market, BARS[-1].closed_at
     due = (await holding.series.due(end, 10), await holding.quotes.due(end, 10))
 
-    await market.watchlist()
+    await market.watchlist(a_request())
     for symbol in ("AAPL", "IBM"):
         request = a_request(route={"symbol": symbol})
-        for read in (market.list_bars(request), market.describe(request), market.quote(symbol)):
+        for read in (
+            market.list_bars(request),
+            market.describe(request),
+            market.quote(symbol),
+            holding.supply.coverage(request),
+        ):
             with suppress(NotFoundError):
                 await read
 
-    assert (holding.provider.asked, holding.provider.quotes_asked) == ([], [])
+    assert holding.seller.asked == []
     assert (await holding.series.due(end, 10), await holding.quotes.due(end, 10)) == due
 
 
@@ -291,8 +347,38 @@ class TestWatching:
             "evaluated_through": None,
             "trouble": None,
         }
-        assert await house.market.watchlist() == [answer]
+        assert await house.market.watchlist(a_request()) == {"items": [answer], "next": None}
         assert [q.symbol for q in await house.quotes.due(house.market_clock.at, 5)] == ["AAPL"]
+
+    async def test_long_watchlist_comes_in_pages(self, house):
+        """The newest known first, each once."""
+        for n in range(7):
+            house.wall.at += SECOND
+            await house.ingest.watch(Watch(symbol=f"S{n}", interval=DAY), by="api", live_from=CLOSE)
+        seen, params = [], {"limit": "3"}
+        while True:
+            page = await house.market.watchlist(a_request(params=params))
+            seen += [item["symbol"] for item in page["items"]]
+            if page["next"] is None:
+                break
+            params["cursor"] = page["next"]
+
+        assert seen == [f"S{n}" for n in reversed(range(7))]
+
+    async def test_long_series_is_described_by_its_last_page(self, house, monkeypatch):
+        """How much is held costs one read, however much it is."""
+        await house.hold(LONG)
+        read, page = [], house.store.page
+
+        async def counting(*args, **how):
+            found = await page(*args, **how)
+            read.extend(found)
+            return found
+
+        monkeypatch.setattr(house.store, "page", counting)
+
+        assert (await house.market.describe(a_request(route={"symbol": "AAPL"})))["bar_count"] == len(LONG)
+        assert len(read) == 1
 
     async def test_unwatched_series_is_kept_and_said_to_be(self, holding):
         """DELETE stops the fetching and keeps the bars; what was never watched is not found."""
@@ -328,3 +414,124 @@ class TestWatching:
         answer = await house.market.describe(a_request(route={"symbol": "AAPL"}))
 
         assert (answer["bar_count"], answer["first_closed_at"], answer["last_closed_at"]) == (0, None, None)
+
+
+class TestCoverage:
+    async def test_says_what_is_held_missing_and_absent(self, house):
+        """In ranges, with counts, and who was asked for what is absent."""
+        await house.hold(BARS[:50] + BARS[60:100])
+        series = await house.series.get("AAPL", DAY)
+        await house.series.save(replace(series, is_active=False))
+        house.seller.history["AAPL"] = [replace(b, split=2.0) if b is BARS[55] else b for b in BARS[:57]] + BARS[60:100]
+        house.market_clock.at = BARS[99].closed_at + SETTLED + timedelta(days=1)
+        await house.supply.library.bars("AAPL", DAY, until=BARS[99].closed_at, caller=ANN)
+        house.market_clock.at = BARS[-1].closed_at + DELAY
+
+        answer = await house.cover()
+
+        def shown(kind):
+            return [(r["first"], r["last"], r["count"]) for r in answer[kind]]
+
+        assert shown("held") == [
+            (BARS[0].closed_at, BARS[56].closed_at, 57),
+            (BARS[60].closed_at, BARS[99].closed_at, 40),
+        ]
+        assert shown("absent") == [(BARS[57].closed_at, BARS[59].closed_at, 3)]
+        assert (answer["absent"][0]["provider"], answer["absent"][0]["asked_at"]) == ("alpha_vantage", WALL)
+        assert shown("missing") == [(BARS[100].closed_at, BARS[-1].closed_at, 50)]
+        assert answer["counts"] == {"held": 97, "missing": 50, "absent": 3}
+        assert answer["actions"] == [{"closed_at": BARS[55].closed_at, "split": 2.0}]
+        assert (answer["bar_count"], answer["first_closed_at"], answer["as_of"], answer["revision"]) == (
+            97,
+            BARS[0].closed_at,
+            BARS[99].closed_at,
+            1,
+        )
+        assert (answer["is_stale"], answer["is_cut"]) == (True, False)
+
+    async def test_looks_at_a_range(self, holding):
+        """Only what closes from a day to a day."""
+        answer = await holding.cover(
+            **{"from": f"{BARS[10].closed_at:%Y-%m-%d}", "to": f"{BARS[19].closed_at:%Y-%m-%d}"}
+        )
+
+        assert [(r["first"], r["last"], r["count"]) for r in answer["held"]] == [
+            (BARS[10].closed_at, BARS[19].closed_at, 10)
+        ]
+        assert (answer["missing"], answer["is_stale"]) == ([], False)
+
+    async def test_series_without_bars_misses_all(self, house):
+        """Watched and not yet fetched: nothing is held, and it says so."""
+        await house.hold([])
+
+        answer = await house.cover()
+
+        assert (answer["held"], answer["as_of"], answer["is_stale"], answer["bar_count"]) == ([], None, True, 0)
+
+    @pytest.mark.parametrize(
+        ("params", "error", "match"),
+        [
+            ({"interval": "1h"}, NotFoundError, "not watched"),
+            ({"from": "1871-01-01"}, InvalidPayloadError, "session table"),
+            ({"from": "soon"}, InvalidPayloadError, "2012-01-31"),
+        ],
+    )
+    async def test_wrong_question_is_answered_as_such(self, holding, params, error, match):
+        """What is wrong, and what to write."""
+        with pytest.raises(error, match=match):
+            await holding.cover(**params)
+
+    async def test_decades_of_minutes_are_too_many_for_one_answer(self, house):
+        """A range has to be named."""
+        await house.series.create(Series(symbol="AAPL", interval=Interval.MINUTE, live_from=CLOSE))
+
+        with pytest.raises(InvalidPayloadError, match="shorter range"):
+            await house.cover(interval="1m", **{"from": "2000-01-01"})
+
+
+class TestFetches:
+    async def test_body_names_a_range_of_days(self):
+        """Whole days at the exchange, in capitals, as urgent as asked for."""
+        wanted = wanted_of(b'{"symbol": "aapl", "from": "2012-01-03", "to": "2012-06-29", "priority": "backfill"}')
+
+        closes = closes_from(wanted.since + SECOND, 2)
+        assert (wanted.symbol, wanted.interval, wanted.priority) == ("AAPL", DAY, Priority.BACKFILL)
+        assert closes[0].date().isoformat() == "2012-01-03"
+        assert closes_from(wanted.until)[0].date().isoformat() == "2012-07-02"
+
+    @pytest.mark.parametrize(
+        ("body", "match"),
+        [
+            (b"", "the body"),
+            (b"[]", "the body"),
+            (b'{"symbol": "AAPL", "from": "2012-01-03"}', "to: Field required"),
+            (b'{"symbol": "AAPL", "from": "2012-01-03", "to": "2012-02-03", "form": 1}', "form"),
+            (b'{"symbol": "A B", "from": "2012-01-03", "to": "2012-02-03"}', "is no symbol"),
+            (b'{"symbol": "AAPL", "interval": "5m", "from": "2012-01-03", "to": "2012-02-03"}', "is no interval"),
+            (b'{"symbol": "AAPL", "from": "2012-13-03", "to": "2012-02-03"}', "neither a date"),
+            (b'{"symbol": "AAPL", "from": "2012-01-03", "to": "2012-02-03", "priority": "live"}', "priority"),
+        ],
+    )
+    async def test_what_cannot_be_is_named(self, body, match):
+        """The field, what is wrong with it, and an example."""
+        with pytest.raises(InvalidPayloadError, match=match):
+            wanted_of(body)
+
+    async def test_queued_looked_at_and_cancelled(self, house):
+        """The way of a request through the desk."""
+        body = b'{"symbol": "AAPL", "from": "2013-01-03", "to": "2013-03-01"}'
+        queued = await house.supply.request(a_request("POST", body=body), ANN)
+        at = a_request(route={"id": queued.fetch_id})
+
+        assert (await house.supply.fetch(at)).state == "queued"
+        assert (await house.supply.cancel(at)).state == "cancelled"
+        assert await house.supply.fetches.work() == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [("0001-01-01", "1970"), ("9999-12-31", "9000"), ("9999-12-31T23:59:59Z", "9000"), ("2012-01-31", "2012")],
+)
+def test_no_date_is_too_far_away(text, first):
+    """Any date that can be written can be asked for."""
+    assert f"{range_of(a_request(params={'from': text}))[0]:%Y}" == first

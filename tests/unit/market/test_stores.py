@@ -4,16 +4,15 @@ from datetime import timedelta
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.clock import StoppedClock
-from shared.documents import sort_key
-from shared.errors import ConflictError, NotFoundError, StaleError
+from shared.errors import ConflictError, NotFoundError, StaleError, UnavailableError
 from shared.market import stores
 from shared.market.models import Adjustment, Bar, Columns, Interval, Quote, minute_of
-from shared.market.stores import Bars, Quotes, Series, SeriesStore, WantedQuote
-from tests.builders import CLOSE, WALL, bars_closing_at, closes_from, daily_bars, documents, opened_documents
+from shared.market.stores import Asked, Bars, Interest, Quotes, Series, SeriesStore, WantedQuote, merged
+from tests.builders import CLOSE, WALL, a_bar, bars_closing_at, closes_from, daily_bars, documents, opened_documents
 
 KEY = "AAPL|1d"
 DAY = Interval.DAY
@@ -85,20 +84,151 @@ class TestBars:
                         assert list(found.close) == [b.close for b in wanted]
             assert len(await first.window(KEY, 1 - revision, since=None, lookback=0)) == 0
 
-    @given(have=st.integers(0, 400), count=st.integers(1, 200), before=st.none() | st.integers(0, 399))
-    async def test_latest_ends_at_the_page_of_a_position(self, have, count, before):
-        """The bars asked for and perhaps some older ones, ending with the page that holds the position."""
-        held, position = HISTORY[:have], None if before is None else HISTORY[before].closed_at
+    @given(have=st.integers(0, 400), count=st.integers(1, 200), end=st.none() | st.integers(0, 399))
+    async def test_latest_are_the_last_before_a_minute(self, have, count, end):
+        """The bars asked for and perhaps some older ones, the last of them just before the minute."""
+        held = HISTORY[:have]
+        limit = None if end is None else minute_of(HISTORY[end].closed_at)
         async with opened_documents() as store:
             bars = Bars(store, StoppedClock(WALL))
             await bars.append(KEY, DAY, 0, held)
-            place = None if position is None else sort_key(position, "~")
 
-            found = rows(await bars.latest(KEY, 0, before=place, count=count))
+            found = rows(await bars.latest(KEY, 0, end=limit, count=count))
 
-        quarter = [b for b in held if position is None or page_of(b) <= (position.year, (position.month - 1) // 3)]
-        assert found == quarter[max(0, len(quarter) - len(found)) :]
-        assert len(found) >= min(count, len(quarter))
+        older = held if end is None else held[:end]
+        assert found == older[max(0, len(older) - len(found)) :]
+        assert len(found) >= min(count, len(older))
+
+    async def test_latest_goes_on_behind_a_page_of_any_size(self, store, bars):
+        """Around the clock a week holds 168 hours: a place in the middle of it hides no older bar."""
+        closes = [CLOSE + timedelta(hours=n) for n in range(500)]
+        hours = [a_bar(at, opened_at=at - timedelta(hours=1)) for at in closes]
+        await bars.append("BTC|1h", Interval.HOUR, 0, hours)
+
+        found = rows(await bars.latest("BTC|1h", 0, end=minute_of(closes[300]), count=250))
+
+        assert found[-250:] == hours[50:300]
+
+    @given(
+        begin=st.integers(0, 400),
+        steps=st.lists(st.tuples(st.sampled_from(["append", "prepend"]), st.integers(0, 120)), max_size=6),
+        look=st.integers(0, 399),
+    )
+    @settings(max_examples=30)
+    async def test_history_grows_at_both_ends(self, begin, steps, look):
+        """However it grew, it reads as one history, cold or warm, and knows how far it reaches without being read."""
+        first, last = begin, begin
+        async with opened_documents() as store:
+            warm = Bars(store, StoppedClock(WALL))
+            for end, count in steps:
+                if end == "append":
+                    last = min(400, last + count)
+                    await warm.append(KEY, DAY, 0, HISTORY[first:last])
+                elif first < last:  # the first bars held are given again, as providers do
+                    first = max(0, first - count)
+                    await warm.prepend(KEY, DAY, 0, HISTORY[first : first + count + 3])
+                held, cold = HISTORY[first:last], Bars(store, StoppedClock(WALL))
+                for eye in (warm, cold):
+                    assert rows(await eye.window(KEY, 0, since=None, lookback=0)) == held
+                    since = HISTORY[look].closed_at
+                    assert rows(await eye.window(KEY, 0, since=since, lookback=9)) == expected(held, since, 9, None)
+                    assert rows(await eye.latest(KEY, 0, count=500)) == held
+                    extent = await eye.extent(KEY, 0)
+                    known = extent and (extent.first, extent.last, extent.count)
+                    assert known == ((held[0].closed_at, held[-1].closed_at, len(held)) if held else None)
+
+    async def test_prepending_edits_no_page_of_the_past(self, store, bars):
+        """Older history is more pages: those that a process may have kept stay as they are."""
+        await bars.append(KEY, DAY, 0, HISTORY[150:350])
+        *closed, newest = await pages(store)
+
+        await bars.prepend(KEY, DAY, 0, HISTORY[100:150])
+        await bars.prepend(KEY, DAY, 0, HISTORY[90:100])
+
+        now = await pages(store)
+        assert now[-1 - len(closed) : -1] == closed
+        assert now[-1].id == newest.id
+        assert now[-1].body["recorded_at"] == newest.body["recorded_at"]
+
+    @pytest.mark.parametrize("rival", ["prepend", "append"])
+    async def test_of_two_writers_at_once_one_reads_again(self, store, rival, monkeypatch):
+        """Nothing is stored twice and no count goes wrong, whoever is faster at whichever end."""
+        slow, fast = (Bars(store, StoppedClock(WALL)) for _ in range(2))
+        await fast.append(KEY, DAY, 0, HISTORY[100:200])
+        read = await slow.newest(KEY, 0)
+        await (fast.prepend(KEY, DAY, 0, HISTORY[:100]) if rival == "prepend" else fast.append(KEY, DAY, 0, HISTORY))
+
+        async def as_read_before(key, revision):
+            return read
+
+        monkeypatch.setattr(slow, "newest", as_read_before)
+        with pytest.raises((ConflictError, StaleError)):
+            await slow.prepend(KEY, DAY, 0, HISTORY[50:100])
+
+        held = HISTORY[:200] if rival == "prepend" else HISTORY[100:]
+        assert rows(await fast.window(KEY, 0, since=None, lookback=0)) == held
+        assert (await fast.extent(KEY, 0)).count == len(held)
+
+    async def test_long_prepending_that_is_cut_leaves_no_hole(self, store, bars, monkeypatch):
+        """A crash between two batches leaves the newer part, right to the bars that were there; again finishes it."""
+        minutes = bars_closing_at(closes_from(CLOSE, 60 * 130, interval=Interval.MINUTE))
+        await bars.append("AAPL|1m", Interval.MINUTE, 0, minutes[-10:])
+        batches, batch = [], store.batch
+
+        async def dying(container, operations):
+            if batches:
+                raise KeyboardInterrupt
+            batches.append(operations)
+            return await batch(container, operations)
+
+        monkeypatch.setattr(store, "batch", dying)
+        with pytest.raises(KeyboardInterrupt):
+            await bars.prepend("AAPL|1m", Interval.MINUTE, 0, minutes)
+        monkeypatch.setattr(store, "batch", batch)
+
+        left = rows(await bars.window("AAPL|1m", 0, since=None, lookback=0))
+        assert left == minutes[-len(left) :]
+        assert 10 < len(left) < len(minutes)
+        assert (await bars.extent("AAPL|1m", 0)).count == len(left)
+        await bars.prepend("AAPL|1m", Interval.MINUTE, 0, minutes)
+        assert rows(await bars.window("AAPL|1m", 0, since=None, lookback=0)) == minutes
+
+    async def test_extent_of_what_was_stored_before_pages_were_counted(self, store, bars):
+        """Old pages tell too, at the price of reading them once; the next bar makes them tell at once."""
+        await bars.append(KEY, DAY, 0, HISTORY[:150])
+        for page in await pages(store):
+            body = {name: value for name, value in page.body.items() if name not in ("older", "first")}
+            await store.replace("bars", page.with_body(body))
+
+        assert (await bars.extent(KEY, 0)).count == 150
+        await bars.append(KEY, DAY, 0, HISTORY[:151])
+        assert (await bars.newest(KEY, 0)).first == minute_of(HISTORY[0].closed_at)
+        assert (await bars.extent(KEY, 0)).count == 151
+
+    async def test_rewritten_history_is_another_revision(self, bars):
+        """A whole history is written where nobody reads yet; what lies there already is never mixed with it."""
+        await bars.append(KEY, DAY, 0, HISTORY[:100] + HISTORY[200:])
+
+        await bars.rewrite(KEY, DAY, 1, Columns.of(HISTORY))
+
+        assert rows(await bars.window(KEY, 1, since=None, lookback=0)) == HISTORY
+        assert rows(await bars.window(KEY, 0, since=None, lookback=0)) == HISTORY[:100] + HISTORY[200:]
+        assert (await bars.extent(KEY, 1)).count == 400
+        with pytest.raises(ConflictError):
+            await bars.rewrite(KEY, DAY, 1, Columns.of(HISTORY[:50]))
+
+    @given(held=st.sets(st.integers(0, 60)), fresh=st.sets(st.integers(0, 60)))
+    def test_merged_history_has_every_bar_once_and_the_fresh_one_counts(self, held, fresh):
+        """Bars fall into their places."""
+        dearer = {n: replace(HISTORY[n], close=HISTORY[n].close + 0.5) for n in fresh}
+
+        found = rows(
+            merged(
+                *(Columns.of(part) for part in ([HISTORY[n] for n in sorted(held)], [dearer[n] for n in sorted(fresh)]))
+            )
+        )
+
+        assert found == [dearer.get(n, HISTORY[n]) for n in sorted(held | fresh)]
 
     @pytest.mark.parametrize(
         ("interval", "names", "count"),
@@ -275,6 +405,7 @@ class TestSeries:
                 provider="finnhub",
                 adjustment=Adjustment.SPLIT,
                 revision=3,
+                claimed=4,
                 misses=2,
                 trouble={"kind": "UnavailableError", "text": "down"},
                 entries={"cross": {"state": "not_ready"}},
@@ -302,6 +433,17 @@ class TestSeries:
 
         assert (await series.get("AAPL", DAY)).misses == 1
 
+    async def test_revision_is_claimed_once(self, series):
+        """Who writes a history writes it under a number of his own; a claim that came to nothing is passed over."""
+        made = await series.create(Series(symbol="AAPL", interval=DAY, live_from=CLOSE, revision=2))
+
+        first = await series.claim(made)
+        with pytest.raises(StaleError):
+            await series.claim(made)
+        second = await series.claim(first)
+
+        assert [made.revision, first.claimed, second.claimed, second.revision] == [2, 3, 4, 2]
+
     async def test_due_series_come_longest_due_first(self, series):
         """What waits longest is fetched first; what is not watched is never due."""
         for symbol, days in (("A", 2), ("B", 0), ("C", 1), ("D", 5)):
@@ -325,6 +467,66 @@ class TestSeries:
         assert {s.symbol for s in everything} == {f"S{n}" for n in range(501)}
         assert len(everything) == 501
         assert all(a.document.sort < b.document.sort for a, b in pairwise(everything))
+        newest = await series.page(None, newest_first=True, limit=300)
+        assert newest + await series.page(newest[-1].sort, newest_first=True, limit=300) == everything[::-1]
+
+
+class TestInterest:
+    async def test_requests_are_counted_by_the_hour_and_written_once_a_minute(self, store):
+        """What many ask for is known to all instances, for a write a minute a symbol and process."""
+        wall = StoppedClock(WALL)
+        one, two = Interest(store, wall), Interest(store, wall)
+        writes, replace_, create = [], store.replace, store.create
+
+        async def counted(write, *args):
+            writes.append(args)
+            return await write(*args)
+
+        store.replace, store.create = (lambda *a: counted(replace_, *a)), (lambda *a: counted(create, *a))
+        for second in range(121):
+            wall.at = WALL + timedelta(seconds=second)
+            await one.note("AAPL")
+        await two.note("AAPL")
+        wall.at = WALL + timedelta(hours=1)
+        await two.note("IBM")
+
+        assert await one.since(WALL) == [
+            Asked(symbol="AAPL", hour=WALL, count=122),
+            Asked(symbol="IBM", hour=WALL + timedelta(hours=1), count=1),
+        ]
+        assert await one.since(WALL + timedelta(hours=1)) == [
+            Asked(symbol="IBM", hour=WALL + timedelta(hours=1), count=1)
+        ]
+        assert len(writes) == 3 + 1 + 1
+
+    async def test_trouble_with_storage_is_not_the_readers(self, store, monkeypatch):
+        """A note that cannot be written is written with the next one."""
+        wall = StoppedClock(WALL)
+        interest = Interest(store, wall)
+
+        async def down(*args):
+            raise UnavailableError("down")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "read", down)
+            await interest.note("AAPL")
+        wall.at += timedelta(minutes=1)
+        await interest.note("AAPL")
+
+        assert [a.count for a in await interest.since(WALL)] == [2]
+
+    async def test_all_symbols_there_could_be_are_not_remembered(self, store, monkeypatch):
+        """Who asks for endless names fills neither memory nor storage."""
+        monkeypatch.setattr(stores, "NOTED_SYMBOLS", 5)
+        wall = StoppedClock(WALL)
+        interest = Interest(store, wall)
+        for n in range(50):
+            await interest.note(f"S{n}")
+        assert len(await interest.since(WALL)) == len(interest._written) == 5
+
+        wall.at += timedelta(minutes=1)
+        await interest.note("NEW")
+        assert "NEW" in {a.symbol for a in await interest.since(WALL)}
 
 
 class TestQuotes:

@@ -8,26 +8,36 @@ from typing import Any
 
 from shared.clock import StoppedClock
 from shared.market.events import BarsIngested
-from shared.market.fetcher import Fetcher
 from shared.market.ingest import Ingest
-from shared.market.models import Bar, Interval
+from shared.market.models import Bar, Fetched, Interval
 from shared.market.service import Market
 from shared.market.stores import Bars, Quotes, Series, SeriesStore
-from shared.market.throttle import Throttle
 from shared.settings import ROOT
 from signals.adapters.documents import CONTAINER, SignalDocuments
+from signals.adapters.outcomes import FIRST_SIGNAL
+from signals.events import SignalRaised, SignalScored
 from signals.logic.evaluation import Watcher
 from signals.logic.strategies import STRATEGIES
-from signals.models import Entry
+from signals.models import Book, Entry
 from signals.service import SignalService
 from tests.builders import WALL, RecordedProvider
 from tests.standins import Storage, Topic
 
 DELAY = timedelta(minutes=15)
+WRITTEN = ("recorded_at", "scored_at", "owes")
 END_OF_TIME = datetime.max.replace(tzinfo=UTC)
 
 
-def a_watcher(name: str, kind: str, *, symbols: Sequence[str] | None = None, **params: float) -> Watcher:
+def a_watcher(
+    name: str,
+    kind: str,
+    *,
+    symbols: Sequence[str] | None = None,
+    horizon: int = 5,
+    stale_after: int = 3,
+    mute_without_edge: bool = False,
+    **params: float,
+) -> Watcher:
     """A daily entry of a strategy."""
     strategy = STRATEGIES[kind]
     chosen = strategy.params.model_validate(params)
@@ -40,6 +50,9 @@ def a_watcher(name: str, kind: str, *, symbols: Sequence[str] | None = None, **p
             interval=Interval.DAY,
             symbols=None if symbols is None else frozenset(symbols),
             lookback=strategy.lookback(chosen),
+            horizon=horizon,
+            stale_after=stale_after,
+            mute_without_edge=mute_without_edge,
         )
     )
 
@@ -52,8 +65,31 @@ WATCHERS = (
 """One entry of each strategy, quick enough to say much about few bars."""
 
 
+class Seller:
+    """Sells what a provider has recorded, without quotas and turns: here it matters what comes in, not how."""
+
+    def __init__(self, provider: RecordedProvider) -> None:
+        self._provider = provider
+
+    async def bars(
+        self, symbol: str, interval: Interval, *, since: datetime | None, now: datetime, **_: Any
+    ) -> Fetched:
+        bars = self._provider.history.get(symbol, ())
+        return Fetched(
+            symbol=symbol,
+            interval=interval,
+            provider=self._provider.name,
+            adjustment=self._provider.adjustment,
+            bars=[bar for bar in bars if bar.opened_at <= now and (since is None or bar.closed_at >= since)],
+        )
+
+
 class House:
-    """One symbol's series; ``instance`` gives another process over the same storage."""
+    """
+    One symbol's series; ``instance`` gives another process over the same storage.
+
+    The market stands still unless a speed is given, so that bars may come as late as a test likes.
+    """
 
     def __init__(
         self,
@@ -63,11 +99,13 @@ class House:
         symbol: str = "AAPL",
         watchers: Sequence[Watcher] = WATCHERS,
         provider: RecordedProvider | None = None,
+        speed: float = 0.0,
     ) -> None:
         self.bars = bars
         self.symbol = symbol
         self.watchers = watchers
         self.live_from = live_from
+        self.speed = speed
         self.provider = provider or RecordedProvider()
         self.wall = StoppedClock(WALL)
         self.market = StoppedClock(bars[-1].closed_at + DELAY)
@@ -78,7 +116,6 @@ class House:
     def instance(self, storage: Any = None, topic: Any = None) -> SignalService:
         """A process of its own: it shares nothing with others but storage and topic."""
         documents, publisher = storage or self.storage, topic or self.topic
-        throttle = Throttle(documents, self.wall, self.provider.name, ())
         series, bars = SeriesStore(documents, self.wall), Bars(documents, self.wall)
         quotes = Quotes(documents, self.wall)
         ingest = Ingest(
@@ -86,7 +123,7 @@ class House:
             series=series,
             bars=bars,
             quotes=quotes,
-            fetcher=Fetcher(providers=[self.provider], throttles={self.provider.name: throttle}),
+            fetcher=Seller(self.provider),
             publisher=publisher,
             wall=self.wall,
             market=self.market,
@@ -100,6 +137,7 @@ class House:
             publisher=publisher,
             watchers=self.watchers,
             wall=self.wall,
+            speed=self.speed,
         )
 
     async def open(self) -> None:
@@ -139,9 +177,18 @@ class House:
         await store.save(replace(await store.get(self.symbol, Interval.DAY), **fields))
 
     async def ledger(self) -> dict[str, Mapping[str, Any]]:
-        """Every stored signal by id, without when it was written."""
-        found = await self.storage.feed(CONTAINER, limit=10_000)
-        return {d.id: {name: value for name, value in d.body.items() if name != "recorded_at"} for d in found}
+        """Every stored signal by id, with its outcome, without when it was written and what it owes."""
+        found = await self.storage.feed(CONTAINER, after=FIRST_SIGNAL, limit=10_000)
+        return {d.id: {name: value for name, value in d.body.items() if name not in WRITTEN} for d in found}
+
+    async def kept(self) -> dict[str, Mapping[str, Any]]:
+        """The books and records beside the signals, by id."""
+        found = await self.storage.page(CONTAINER, self.symbol, limit=10_000)
+        return {d.id: d.body for d in found if d.sort < FIRST_SIGNAL}
+
+    async def book(self) -> Book:
+        """What is open, and how the rest fared."""
+        return await SignalDocuments(self.storage).book(self.symbol, Interval.DAY)
 
     async def told(self, origin: str = "live") -> set[str]:
         """The ids of stored signals of this origin."""
@@ -149,7 +196,16 @@ class House:
 
     async def owing(self) -> list[str]:
         """The ids of signals whose event is still owed."""
-        return [d.id for d in await self.storage.due(CONTAINER, before=END_OF_TIME, limit=10_000)]
+        found = await self.storage.due(CONTAINER, before=END_OF_TIME, limit=10_000)
+        return [d.id for d in found if d.sort > FIRST_SIGNAL]
+
+    def raised(self) -> list[SignalRaised]:
+        """The signals that were told of, in that order."""
+        return [event for event in self.topic.told if isinstance(event, SignalRaised)]
+
+    def scored(self) -> list[SignalScored]:
+        """The outcomes that were told of, in that order."""
+        return [event for event in self.topic.told if isinstance(event, SignalScored)]
 
 
 def as_bytes(ledger: Mapping[str, Mapping[str, Any]]) -> bytes:

@@ -1,0 +1,1 @@
+"""A backtest's result as one page that a person can read."""
