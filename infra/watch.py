@@ -26,7 +26,7 @@ class Screen:
         self.cursor: str | None = None
 
     def show(self, item: Mapping[str, Any]) -> None:
-        alert_id = str(item["alert_id"])
+        alert_id = f"{item['alert_id']}/{item.get('version', 1)}"  # a correction is shown too
         if alert_id in self._known:
             return
         self._known[alert_id] = None

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, NonNegativeInt, PositiveInt, SecretStr, ValidationError
 
@@ -160,6 +161,8 @@ class Settings(BaseModel):
             for part in text.split(";")
             if part.lower().startswith(("accesskey=", "instrumentationkey="))
         ]
+        passwords = [unquote(urlsplit(url).password or "") for url in whole if url.startswith("smtp")]
+        parts += [password for password in passwords if password]
         return [*whole, *parts, *(url.rstrip("/").rpartition("/")[2] for url in whole if "/webhooks/" in url)]
 
 

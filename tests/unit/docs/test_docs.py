@@ -20,7 +20,9 @@ import alerts.events
 import content.events
 import shared.market.events
 import signals.events
-from alerts.models import alert_id, delivery_id
+from alerts.logic.policy import bucket_id
+from alerts.models import alert_id, delivery_id, digest_id, endpoint_alert_id, rule_alert_id, windows_id
+from alerts.subscriptions import Digest
 from content.models import digest_post_id, signal_post_id
 from infra import cli
 from infra.db.subscribers import endpoint_id, subscription_id
@@ -185,7 +187,14 @@ def made_ids() -> dict[str, str]:
         validation=NoValidation(),
         candidates=[entry.params],
     )
+    bucket = bucket_id("alice", "email", Digest.DAY, datetime(2012, 4, 23, tzinfo=UTC))
     made = {
+        "correction's delivery_id": delivery_id(alert, "discord", 2),
+        "rule's alert_id": rule_alert_id("price", subscription_id("alice"), "AAPL", "1d", "long", CLOSE),
+        "endpoint's alert_id": endpoint_alert_id(endpoint_id("alice", "discord"), CLOSE),
+        "digest's bucket_id": bucket,
+        "digest_id": digest_id("alice", "email", bucket),
+        "windows_id": windows_id("alice"),
         "backtest_id": job.backtest_id,
         "backtest's how": job.how,
         "standard backtest_id": replace(job, trigger=Trigger.HISTORY).backtest_id,
@@ -279,7 +288,7 @@ def default_of(name: str) -> str | None:
 def endpoints() -> list[Mapping[str, object]]:
     """What the app serves, asked in a process of its own: function_app is made once a process."""
     script = (
-        "import json, function_app as f; print(json.dumps([[e.method, '/api/' + e.route, not e.anonymous, "
+        "import json, function_app as f; print(json.dumps([[e.method, '/api/' + e.route, e.auth, "
         "[q.name for q in e.query]] for e in f.api.endpoints]))"
     )
     done = subprocess.run(
@@ -297,9 +306,10 @@ def endpoints() -> list[Mapping[str, object]]:
 
 
 def test_the_api_table_is_the_routes(endpoints: list[Mapping[str, object]]) -> None:
-    """Every route with its method, and whether it wants a key."""
+    """Every route with its method, and what a caller has to show."""
     rows = table(section(README, "## The API"), "method")
-    told = {(row["method"], code(row["path"])[0], row["key"] == "yes") for row in rows}
+    shown = {"no": "anonymous", "yes": "key", "token": "subscriber", "operator": "operator"}
+    told = {(row["method"], code(row["path"])[0], shown[row["key"]]) for row in rows}
 
     assert told == {(e["method"], e["path"], e["key"]) for e in endpoints}
     assert len(rows) == len(told)
