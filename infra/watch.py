@@ -26,10 +26,10 @@ class Screen:
         self.cursor: str | None = None
 
     def show(self, item: Mapping[str, Any]) -> None:
-        alert_id = f"{item['alert_id']}/{item.get('version', 1)}"  # a correction is shown too
-        if alert_id in self._known:
+        shown_as = f"{item['alert_id']}/{item.get('version', 1)}"  # a correction is shown too
+        if shown_as in self._known:
             return
-        self._known[alert_id] = None
+        self._known[shown_as] = None
         if len(self._known) > KNOWN:
             del self._known[next(iter(self._known))]
         self.cursor = str(item["cursor"])
