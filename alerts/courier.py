@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -254,7 +254,8 @@ class Courier:
         """What becomes of a digest instead of being sent now, and who is still in it: each is judged again."""
         left: list[Record] = []
         for record in members:
-            member = _of_channel(record, digest.channel)
+            # What may have arrived with the digest is not called unsent.
+            member = replace(_of_channel(record, digest.channel), doubts=digest.doubts)
             fate = await self._judged(record.alert, member)
             if fate is None:
                 left.append(record)
@@ -306,7 +307,14 @@ class Courier:
             await write(delivering.ended(claim, State.DISABLED, rule="disabled", reason=str(e)))
             return
         now = self.wall.now()
+        if _has_run_out(claim, now):
+            raise StaleError("the claim ran out before anything was sent")
         started = await self._sure(delivering.sending(claim, now=now, until=now + self.lease), self.deliveries.move)
+        if _has_run_out(started, now := self.wall.now()):
+            # Others may be at it by now; if they are not, this write says that nothing was sent.
+            late = UnavailableError("this process stood still until its lease ran out")
+            await write(delivering.failed(started, late, now=now, is_keyed=channel.is_keyed))
+            return
         message = self._message(parcel, started, address)
         after, trouble = await self._attempt(channel, parcel, started, message)
         if isinstance(trouble, RecipientGoneError) and address is not None:
@@ -479,6 +487,11 @@ class Courier:
 
     def _decision(self, rule: str, outcome: str, reason: str) -> Decision:
         return Decision(at=self.market.now(), rule=rule, outcome=outcome, reason=reason)
+
+
+def _has_run_out(held: Delivery, now: datetime) -> bool:
+    """Whether a claim or lease is over: whoever stood still for so long must not send."""
+    return held.due_at is not None and held.due_at <= now
 
 
 def _parcel(record: Record, delivery: Delivery) -> _Parcel:

@@ -148,14 +148,12 @@ def blueprint(alerts: Wired, api: Api) -> func.Blueprint:
     @bp.function_name("alerts_on_signal_raised")
     @bp.event_grid_trigger(arg_name="event")
     @alerts.dead_letters.replayable
-    @alerts.dead_letters.replayable
     async def alerts_on_signal_raised(event: func.CloudEvent) -> None:
         async with settle(event, "alerts_on_signal_raised", alerts.dead_letters):
             await service.announce(SignalRaised.from_wire(event.type, event.get_json()))
 
     @bp.function_name("alerts_on_bars_ingested")
     @bp.event_grid_trigger(arg_name="event")
-    @alerts.dead_letters.replayable
     @alerts.dead_letters.replayable
     async def alerts_on_bars_ingested(event: func.CloudEvent) -> None:
         async with settle(event, "alerts_on_bars_ingested", alerts.dead_letters):

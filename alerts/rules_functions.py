@@ -9,7 +9,7 @@ from datetime import datetime, time, timedelta
 from typing import Annotated, Any, Literal
 
 import azure.functions as func
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, SecretStr
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, SecretStr, Strict
 
 from alerts.logic.policy import LONGEST_COOLDOWN
 from alerts.models import Severity
@@ -179,7 +179,7 @@ class MuteDraft(Body):
 
     model_config = ConfigDict(extra="forbid", defer_build=True)
 
-    until: AwareDatetime | None = None
+    until: Annotated[AwareDatetime, Strict()] | None = None
     for_minutes: Annotated[int, Field(ge=1, le=LONGEST_MUTE // timedelta(minutes=1))] | None = None
     symbols: Annotated[list[Symbol], Field(min_length=1, max_length=MOST_SYMBOLS)] | None = None
     entries: Annotated[list[Name], Field(min_length=1, max_length=MOST_ENTRIES)] | None = None
@@ -256,6 +256,7 @@ def _subscriptions(bp: func.Blueprint, api: Api, rules: RuleService) -> None:
         body=SubscriptionDraft,
         auth="subscriber",
         status=201,
+        also={200: "You had asked for the same before."},
     )
     async def create(req: func.HttpRequest) -> func.HttpResponse:
         draft = body_of(req, SubscriptionDraft)

@@ -23,7 +23,7 @@ def wire(core: Core) -> Wired:
     settings = core.settings
     service = ContentService(
         posts=PostDocuments(core.documents, timedelta(days=settings.retention_days)),
-        publisher=core.publisher,
+        publisher=core.outbox("content"),
         wall=core.wall,
         market=core.market_clock,
         live_from=settings.live_from_instant(),

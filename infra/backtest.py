@@ -96,6 +96,7 @@ def backtest(  # noqa: PLR0913, PLR0917 - one parameter an option
         options = Options(
             db=db, data=data, samples=samples, store=store, entries=entries, report=report, json=json_, strict=strict
         )
+        _writable(report=report, json=json_)
         named, tried = numbers(params or [], grid or [], more or [])
         body = {
             "symbol": symbol,
@@ -116,6 +117,15 @@ def backtest(  # noqa: PLR0913, PLR0917 - one parameter an option
     except (ConfigurationError, PermanentError, OSError) as e:
         code = _said(e, WRONG)
     raise typer.Exit(code)
+
+
+def _writable(**files: Path | None) -> None:
+    """Look before the work begins: a hold-out is opened once, and what it says must not be lost on the way."""
+    for option, file in files.items():
+        if file is not None and file.is_dir():
+            raise ConfigurationError(f"--{option}: {file} is a folder; name a file in it")
+        if file is not None and not file.parent.is_dir():
+            raise ConfigurationError(f"--{option}: there is no folder {file.parent}; make it first")
 
 
 def _said(e: Exception, code: int) -> int:

@@ -158,10 +158,23 @@ class Progress:
 
 
 async def show_providers(client: "httpx.AsyncClient") -> int:
-    """Print a line a provider, and one for each window of its quota."""
-    for item in (await _ask(client, "GET", "/api/providers"))["items"]:
+    """Print a line a provider, one for each window of its quota, and how well prefetching does; times are UTC."""
+    found = await _ask(client, "GET", "/api/providers")
+    for item in found["items"]:
         print(provider_lines(item))
+    print(prefetch_line(found["prefetch"]))
     return 0
+
+
+def prefetch_line(report: Json) -> str:
+    """Prefetching as people read it: while it is off, what it would have fetched is judged all the same."""
+    state = ("on" if report["is_on"] else "off") + (
+        f" since {_short(report['switched_at'])}" if report["switched_at"] else ""
+    )
+    return (
+        f"{'prefetch':<14} {state}  {_share(report['hit_rate'])} of requests found it  "
+        f"{_share(report['waste'])} wasted ({report['used']} used, {report['wasted']} not)"
+    )
 
 
 def provider_lines(item: Json) -> str:

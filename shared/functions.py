@@ -4,10 +4,10 @@ What every operator and client asks first: health, openapi.json, dead letters, t
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
 import azure.functions as func
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, Strict
 
 from shared.adapters.dead_letter_blobs import DeadLetterBlobs
 from shared.audit import Audit
@@ -22,6 +22,9 @@ from shared.wiring import Core
 
 type Pulse = Callable[[], Awaitable[Mapping[str, Any]]]
 """What the canary says of itself: the fields of CanaryItem."""
+
+type Instant = Annotated[datetime, Strict()]
+"""An instant as text: a bare number is none."""
 
 REPLAYS_A_DAY = 500
 RANGES_A_DAY = 200
@@ -101,8 +104,8 @@ class RangeOrder(Order):
 
     source: str | None = Field(default=None, max_length=100)
     type: str | None = Field(default=None, max_length=200)
-    since: datetime | None = None
-    until: datetime | None = None
+    since: Instant | None = None
+    until: Instant | None = None
     limit: int = Field(default=MOST, ge=1, le=MOST)
     dry_run: bool = True
     cursor: str | None = Field(default=None, max_length=500)
@@ -164,8 +167,7 @@ STATE = Query(
 )
 SINCE = Query(
     name="since",
-    description="Only what was buried since this instant.",
-    schema={"type": "string", "format": "date-time"},
+    description="Only what was buried since this instant, such as 2026-11-21T09:00:00Z.",
 )
 
 
@@ -179,7 +181,14 @@ def blueprint(
         documents=core.documents, letters=core.dead_letters, publisher=core.publisher, audit=audit, wall=core.wall
     )
 
-    @api.endpoint(bp, "health", "health", summary="Whether the app can do its work.", answer=Health)
+    @api.endpoint(
+        bp,
+        "health",
+        "health",
+        summary="Whether the app can do its work.",
+        answer=Health,
+        also={503: "It cannot; `checks` says why."},
+    )
     async def health(req: func.HttpRequest) -> Health | func.HttpResponse:
         return await _health(core, canary)
 

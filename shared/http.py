@@ -42,6 +42,8 @@ BEARER = {
     "description": "An access token of the issuer OIDC_ISSUER, meant for OIDC_AUDIENCE and signed with RS256.",
 }
 
+ABOUT = "Signals, alerts and posts from market data. A query parameter without a value counts as not given."
+
 PAGE_LIMIT = 500
 OVERLAP = timedelta(seconds=60)
 """How far ``?after=`` looks back, so that a commit that came late is seen; clients drop ids they know."""
@@ -118,8 +120,14 @@ class Endpoint:
     query: Sequence[Query]
     auth: Auth
     status: int
-    body: type[BaseModel] | None = None
+    body: type[BaseModel] | Callable[[], type[BaseModel]] | None = None
     per_day: int | None = None
+    also: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def body_model(self) -> type[BaseModel] | None:
+        """The model of what a caller sends; one that is only named so far is loaded now."""
+        return self.body if self.body is None or isinstance(self.body, type) else self.body()
 
     @property
     def anonymous(self) -> bool:
@@ -158,16 +166,18 @@ class Api:
         auth: Auth | None = None,
         anonymous: bool = True,
         status: int = 200,
-        body: type[BaseModel] | None = None,
+        body: type[BaseModel] | Callable[[], type[BaseModel]] | None = None,
         per_day: int | None = None,
+        also: Mapping[int, str] | None = None,
     ) -> Callable[[Handler], Handler]:
         """
         Serve *route* under /api with the decorated handler.
 
         *answer* is the model of the body, or its content type when it is not JSON; *body* is the model that the
-        handler reads with ``body_of``. *auth* says whom it serves: ``anonymous`` (the default) anybody, ``key`` who
-        shows the host the function key (``anonymous=False`` says the same), ``subscriber`` and ``operator`` who is
-        signed in, in that role. A client may call it *per_day* times a day.
+        handler reads with ``body_of``, or what imports it where a cold start shall not. *auth* says whom it serves:
+        ``anonymous`` (the default) anybody, ``key`` who shows the host the function key (``anonymous=False`` says the
+        same), ``subscriber`` and ``operator`` who is signed in, in that role. A client may call it *per_day* times a
+        day. *also* are other statuses under which the answer may come, each with what it says.
         """
         endpoint = Endpoint(
             name=name,
@@ -180,6 +190,7 @@ class Api:
             status=status,
             body=body,
             per_day=per_day,
+            also=also or {},
         )
         self.endpoints.append(endpoint)
         level = func.AuthLevel.FUNCTION if endpoint.auth == "key" else func.AuthLevel.ANONYMOUS
@@ -310,11 +321,25 @@ def body_of[T: BaseModel](req: func.HttpRequest, model: type[T]) -> T:
     """
     The JSON body of a request as *model*, the one that the endpoint declares.
 
+    Raises:
+        BodyError: it is not what the endpoint takes; names the field, and shows no value.
+
+    """
+    try:
+        return model.model_validate_json(json_of(req))
+    except ValidationError as e:
+        raise BodyError(422, _explain(e)) from None
+
+
+def json_of(req: func.HttpRequest) -> bytes:
+    """
+    The body of a request, which is JSON that has one meaning.
+
     It may have 64 kB and be 20 levels deep; what two readers could understand differently (a name given twice, NaN,
     half a character) is refused.
 
     Raises:
-        BodyError: it is not what the endpoint takes; names the field, and shows no value.
+        BodyError: it is something else; says what.
 
     """
     kind = req.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -326,10 +351,7 @@ def body_of[T: BaseModel](req: func.HttpRequest, model: type[T]) -> T:
     if not raw.strip():
         raise BodyError(400, "the body is empty: send a JSON object")
     _must_be_plain_json(raw)
-    try:
-        return model.model_validate_json(raw)
-    except ValidationError as e:
-        raise BodyError(422, _explain(e)) from None
+    return raw
 
 
 def _must_be_plain_json(raw: bytes) -> None:
@@ -472,9 +494,10 @@ def _openapi(endpoints: Sequence[Endpoint], server: str) -> dict[str, Any]:
     from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
     answers_in = {e.answer for e in endpoints if not isinstance(e.answer, str)} | {Problem}
+    bodies = {e.name: model for e in endpoints if (model := e.body_model) is not None}
     wanted: list[tuple[type[BaseModel], JsonSchemaMode]] = [
         *((model, "serialization") for model in sorted(answers_in, key=_name)),
-        *((model, "validation") for model in sorted({e.body for e in endpoints if e.body is not None}, key=_name)),
+        *((model, "validation") for model in sorted(set(bodies.values()), key=_name)),
     ]
     refs, definitions = models_json_schema(wanted, ref_template="#/components/schemas/{model}")
     paths: dict[str, dict[str, Any]] = {}
@@ -490,6 +513,8 @@ def _openapi(endpoints: Sequence[Endpoint], server: str) -> dict[str, Any]:
         )
         answers: dict[str, Any] = {
             str(e.status): {"description": e.summary, "content": content},
+            **{str(status): {"description": text, "content": content} for status, text in e.also.items()},
+            **_bare(e),
             "default": {
                 "description": "What went wrong and what to do.",
                 "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
@@ -498,8 +523,8 @@ def _openapi(endpoints: Sequence[Endpoint], server: str) -> dict[str, Any]:
         operation: dict[str, Any] = {"operationId": e.name, "summary": e.summary, "responses": answers}
         if parameters:
             operation["parameters"] = parameters
-        if e.body is not None:
-            schema = refs[(e.body, "validation")]
+        if e.name in bodies:
+            schema = refs[(bodies[e.name], "validation")]
             operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
         if e.auth == "operator":
             operation["description"] = "For operators: the token's `roles` must hold `operator`."
@@ -508,7 +533,7 @@ def _openapi(endpoints: Sequence[Endpoint], server: str) -> dict[str, Any]:
         paths.setdefault(f"/{e.route}", {})[e.method.lower()] = operation
     return {
         "openapi": "3.1.0",
-        "info": {"title": "TROOP", "version": "1", "description": "Signals, alerts and posts from market data."},
+        "info": {"title": "TROOP", "version": "1", "description": ABOUT},
         "servers": [{"url": f"{server}/api"}],
         "paths": paths,
         "components": {
@@ -519,6 +544,16 @@ def _openapi(endpoints: Sequence[Endpoint], server: str) -> dict[str, Any]:
             },
         },
     }
+
+
+def _bare(e: Endpoint) -> dict[str, Any]:
+    """The answers of an endpoint that are no JSON of ours."""
+    answers = {}
+    if e.method == "GET" and not isinstance(e.answer, str):
+        answers["304"] = {"description": "It is still as you know it, by the ETag in If-None-Match."}
+    if e.auth == "key":
+        answers["401"] = {"description": "The function key is missing or wrong: the host says so in its own words."}
+    return answers
 
 
 def _name(model: type[BaseModel]) -> str:

@@ -33,6 +33,7 @@ from shared.market.health import Health
 from shared.market.hooks import FinnhubHook
 from shared.market.ingest import Ingest
 from shared.market.library import Library
+from shared.market.mending import Mending
 from shared.market.ports import Provider
 from shared.market.prefetching import Prefetching
 from shared.market.registry import windows_of
@@ -40,6 +41,7 @@ from shared.market.service import Market, Supply
 from shared.market.stores import Bars, Quotes, SeriesStore
 from shared.market.throttle import Throttle
 from shared.migrations import Migrated
+from shared.outbox import Outbox
 from shared.settings import ROOT, Plan, Settings
 
 VERSION = "0.1.0"
@@ -64,6 +66,10 @@ class Core:
     finnhub_hook: FinnhubHook
     version: str = VERSION
 
+    def outbox(self, source: str) -> Outbox:
+        """Where the domain *source* leaves its events: what the topic refuses for good becomes a dead letter."""
+        return Outbox(self.publisher, self.dead_letters, source)
+
 
 def wire_core(settings: Settings) -> Core:
     """
@@ -79,7 +85,8 @@ def wire_core(settings: Settings) -> Core:
     publisher = EventGridPublisher(settings.event_grid_topic_endpoint, settings.event_grid_topic_key)
     market_clock = MarketClock(wall, settings.market_time())
     dead_letters = DeadLetters(documents, wall)
-    market, supply = wire_market(settings, wall, market_clock, documents, publisher)
+    outbox = Outbox(publisher, dead_letters, "market")
+    market, supply = wire_market(settings, wall, market_clock, documents, outbox)
     return Core(
         settings=settings,
         wall=wall,
@@ -100,7 +107,7 @@ def wire_core(settings: Settings) -> Core:
         limits=Limits(rate=RateLimit(wall, settings.api_rate_per_minute), quota=DailyQuota(documents, wall)),
         market=market,
         supply=supply,
-        finnhub_hook=FinnhubHook(documents, publisher, wall, market_clock, settings.finnhub_webhook_secret),
+        finnhub_hook=FinnhubHook(documents, outbox, wall, market_clock, settings.finnhub_webhook_secret),
     )
 
 
@@ -165,8 +172,16 @@ def wire_market(
     prefetching = Prefetching(
         documents=documents, quotes=quotes, series=series, fetcher=fetcher, wall=wall, market=market_clock
     )
+    mending = Mending(documents=documents, library=library, fetches=fetches, wall=wall)
     supply = Supply(
-        library=library, fetches=fetches, fetcher=fetcher, prefetching=prefetching, bars=bars, clock=market_clock
+        market=market,
+        library=library,
+        fetches=fetches,
+        fetcher=fetcher,
+        prefetching=prefetching,
+        mending=mending,
+        bars=bars,
+        clock=market_clock,
     )
     return market, supply
 

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import azure.functions as func
 
-from shared.http import AFTER, CURSOR, LIMIT, Api, Body, Page, Query, cursor_of, listed
+from shared.http import AFTER, CURSOR, LIMIT, Api, Body, Page, Query, cursor_of, json_of, listed
 from shared.inbound import DeadLetters, on_time, settle
 from signals.events import BacktestRequested
 from signals.logic.strategies import STRATEGIES, Strategy
 
 if TYPE_CHECKING:
-    from signals.backtest_models import Backtest
+    from signals.backtest_models import Backtest, Request
     from signals.backtests import BacktestService
 
 
@@ -340,13 +340,12 @@ def blueprint(service: "Callable[[], BacktestService]", dead_letters: DeadLetter
         summary="Have a strategy tried on stored bars: {entry, or strategy and params; symbol or symbols; interval, "
         "from, to; rules; validation and grid}. The same request on the same bars is one backtest.",
         answer=BacktestPage,
+        body=_request,
         anonymous=False,
         status=202,
     )
     async def signals_backtest_request(req: func.HttpRequest) -> func.HttpResponse:
-        from signals.backtest_models import Request
-
-        queued = await service().request(Request.read(req.get_body()))
+        queued = await service().request(_request().read(json_of(req)))
         page = BacktestPage(items=[_item(one) for one in queued])
         place = f"/api/backtests/{queued[0].backtest_id}" if len(queued) == 1 else "/api/backtests"
         return func.HttpResponse(
@@ -386,6 +385,12 @@ def blueprint(service: "Callable[[], BacktestService]", dead_letters: DeadLetter
         )
 
     return bp
+
+
+def _request() -> "type[Request]":
+    from signals.backtest_models import Request
+
+    return Request
 
 
 def _item(b: "Backtest") -> BacktestItem:

@@ -90,7 +90,14 @@ def _named(value: object) -> object:
     return {"kind": value} if isinstance(value, str) else value
 
 
-type Validation = Annotated[NoValidation | WalkForward | PurgedCV, Field(discriminator="kind"), BeforeValidator(_named)]
+type Validation = Annotated[
+    NoValidation | WalkForward | PurgedCV,
+    Field(discriminator="kind"),
+    BeforeValidator(
+        _named,
+        json_schema_input_type=Literal["none", "walk_forward", "purged_cv"] | NoValidation | WalkForward | PurgedCV,
+    ),
+]
 """How parameters are judged; its name alone takes the defaults."""
 
 
@@ -262,6 +269,8 @@ class Job:
     validation: NoValidation | WalkForward | PurgedCV
     candidates: Sequence[Mapping[str, float]]
     trigger: Trigger = Trigger.REQUEST
+    opens_from: datetime | None = None
+    """The close of the first bar of its hold-out, which ends with ``last``; None without a validation."""
 
     @property
     def strategy(self) -> str:
@@ -287,12 +296,6 @@ class Job:
         """The rules, the validation and the variants, as one id."""
         tried = (params_digest(one) for one in self.candidates)
         return fact_id("how", self.rules.model_dump_json(), self.validation.model_dump_json(), *tried)
-
-    @property
-    def hold_out_id(self) -> str:
-        """Which hold-out it opens: one for each strategy, series and range, whatever the variants must see."""
-        span = f"{format_instant(self.begin)}|{format_instant(self.last)}"
-        return f"hold-out|{self.strategy}|{self.symbol}|{self.entry.interval}|{span}"
 
     @property
     def variants_of_series(self) -> str:
@@ -360,12 +363,26 @@ class Backtest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """A hold-out that was looked at: from the close of its first bar to that of its last, and by which backtest."""
+
+    backtest_id: str
+    first: datetime
+    last: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Trials:
-    """Every variant that was ever tried on a series, with its Sharpe ratio per period where it has one."""
+    """
+    Every variant that was ever tried on a series, with its Sharpe ratio per period where it has one.
+
+    ``opened`` are the hold-outs that were looked at; no bar is in two of them.
+    """
 
     sharpes: Mapping[str, float | None] = field(default_factory=dict)
     beyond: int = 0
     """How many more were counted after there was no more room to tell them apart."""
+    opened: Sequence[Opened] = ()
     document: Document | None = field(default=None, repr=False)
 
     @property
@@ -376,3 +393,17 @@ class Trials:
     def known(self) -> list[float]:
         """The Sharpe ratios that are defined."""
         return [ratio for ratio in self.sharpes.values() if ratio is not None]
+
+    def opener(self, job: Job) -> Opened | None:
+        """The hold-out of another backtest that has bars in common with that of *job*."""
+        first = job.opens_from
+        if first is None:
+            return None
+        return next(
+            (
+                one
+                for one in self.opened
+                if one.backtest_id != job.backtest_id and one.first <= job.last and first <= one.last
+            ),
+            None,
+        )

@@ -59,14 +59,11 @@ class Backtests(Protocol):
         """What was written down of all variants so far, in their order."""
         ...
 
-    async def finish(
-        self, backtest: Backtest, result: Mapping[str, Any], trials: Trials, *, opens_hold_out: bool
-    ) -> Backtest:
+    async def finish(self, backtest: Backtest, result: Mapping[str, Any], trials: Trials) -> Backtest:
         """
-        Write the end, the result, the variants that were tried and the opened hold-out, all or nothing.
+        Write the end, the result, the variants that were tried and the hold-outs that were opened, all or nothing.
 
         Raises:
-            ConflictError: the hold-out was opened by another backtest.
             StaleError: somebody else wrote first, of this backtest or of the same series' variants.
 
         """
@@ -77,11 +74,7 @@ class Backtests(Protocol):
         ...
 
     async def trials(self, strategy: str, name: str) -> Trials:
-        """The variants that were ever tried of a strategy on a series."""
-        ...
-
-    async def hold_out_opened_by(self, strategy: str, hold_out_id: str) -> str | None:
-        """The id of the backtest that opened a hold-out; None if nobody has."""
+        """The variants that were ever tried of a strategy on a series, and the hold-outs that were opened."""
         ...
 
     async def standard(self, key: str) -> Mapping[str, Any]:

@@ -34,6 +34,7 @@ from signals.backtest_models import (
     BacktestState,
     Job,
     NoValidation,
+    Opened,
     Request,
     Trials,
     Trigger,
@@ -103,7 +104,7 @@ class BacktestService:
         Raises:
             InvalidPayloadError: something cannot be; the text names the field and says what to write.
             NotFoundError: no bars of a symbol are stored.
-            ConflictError: the hold-out of this strategy, series and range was opened before.
+            ConflictError: bars of the hold-out were opened before, by a backtest of this strategy on this series.
 
         """
         try:
@@ -211,9 +212,10 @@ class BacktestService:
             validation=request.validation,
             candidates=candidates,
         )
-        if not isinstance(job.validation, NoValidation):
-            folds_of(job)
-        return job
+        if isinstance(job.validation, NoValidation):
+            return job
+        hold_out = folds_of(job)[1].rows.start
+        return replace(job, opens_from=instant_of(window.columns.closed[window.warmup + hold_out]))
 
     async def _standard_job(self, watcher: Watcher, event: BarsIngested) -> Job:
         """An entry as it is configured, long and short, on all history there is, with the usual costs."""
@@ -318,9 +320,7 @@ class BacktestService:
     async def _is_unopened(self, job: Job) -> None:
         if isinstance(job.validation, NoValidation):
             return
-        opener = await self.backtests.hold_out_opened_by(job.strategy, job.hold_out_id)
-        if opener not in (None, job.backtest_id):
-            raise ConflictError(_opened(job, str(opener)))
+        _check_unopened(job, await self.backtests.trials(job.strategy, job.variants_of_series))
 
     async def _queue(self, job: Job) -> Backtest:
         now = self.wall.now()
@@ -465,7 +465,9 @@ class BacktestService:
         await self._is_unopened(job)
         choice = await asyncio.to_thread(chosen, ground, tested) if tested else None
         for _ in range(RACES):
-            trials = _with(await self.backtests.trials(job.strategy, job.variants_of_series), tried)
+            stored_trials = await self.backtests.trials(job.strategy, job.variants_of_series)
+            _check_unopened(job, stored_trials)
+            trials = _with(stored_trials, tried, job)
             result = await asyncio.to_thread(
                 result_of,
                 ground,
@@ -487,10 +489,7 @@ class BacktestService:
                 summary=_summary(result),
             )
             try:
-                return await self.backtests.finish(done, result, trials, opens_hold_out=choice is not None)
-            except ConflictError:
-                await self._is_unopened(job)
-                raise
+                return await self.backtests.finish(done, result, trials)
             except StaleError:
                 stored = await self.backtests.read(backtest.backtest_id)
                 if _etag(stored) != _etag(backtest):
@@ -564,23 +563,30 @@ def _day(instant: datetime) -> str:
     return f"{instant:%Y-%m-%d}"
 
 
-def _opened(job: Job, opener: str) -> str:
-    return (
-        f"validation: the hold-out of {job.strategy} on {job.symbol} at {job.entry.interval} from "
-        f"{format_instant(job.begin)} to {format_instant(job.last)} was opened by backtest {opener}; what it says "
-        "is no news any more, so choose another from or to"
+def _check_unopened(job: Job, trials: Trials) -> None:
+    opener = trials.opener(job)
+    if opener is None:
+        return
+    raise ConflictError(
+        f"validation: bars from {format_instant(opener.first)} to {format_instant(opener.last)} of the hold-out of "
+        f"{job.strategy} on {job.symbol} at {job.entry.interval} were opened by backtest {opener.backtest_id}; what "
+        f"they say is no news any more, so choose a to before {_day(opener.first)}, or wait until there are enough "
+        "newer bars"
     )
 
 
-def _with(trials: Trials, tried: Mapping[str, float | None]) -> Trials:
-    """The variants of a series with these among them; each is counted once as long as there is room."""
+def _with(trials: Trials, tried: Mapping[str, float | None], job: Job) -> Trials:
+    """The variants of a series with these among them, each once as long as there is room, and what *job* opens."""
     sharpes, beyond = dict(trials.sharpes), trials.beyond
     for variant, ratio in tried.items():
         if variant in sharpes or len(sharpes) < MOST_TRIALS:
             sharpes[variant] = ratio
         else:
             beyond += 1
-    return replace(trials, sharpes=sharpes, beyond=beyond)
+    opened = list(trials.opened)
+    if job.opens_from is not None and all(one.backtest_id != job.backtest_id for one in opened):
+        opened.append(Opened(backtest_id=job.backtest_id, first=job.opens_from, last=job.last))
+    return replace(trials, sharpes=sharpes, beyond=beyond, opened=opened)
 
 
 def _summary(result: Mapping[str, Any]) -> dict[str, Any]:

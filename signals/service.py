@@ -9,7 +9,7 @@ from typing import Any
 
 from shared.clock import Clock, format_instant
 from shared.documents import BATCH_LIMIT, Document
-from shared.errors import NotFoundError, PermanentError, StaleError
+from shared.errors import NotFoundError, StaleError
 from shared.events import Event, EventPublisher
 from shared.market.events import BarsIngested
 from shared.market.models import Columns, instant_of, minute_of
@@ -98,21 +98,12 @@ class SignalService:
     async def sweep(self) -> int:
         """Tell of signals whose event is still owed, and let those expire whose bars never came; how many were told."""
         untold, books = await self.signals.due(self.wall.now())
-        told = len(untold)
-        try:
-            await self._tell(untold)
-        except PermanentError:
-            for one in untold:  # one that the topic refuses must not hold up the others
-                try:
-                    await self._tell([one])
-                except PermanentError as e:
-                    told -= 1
-                    log.error("signal.refused", signal_id=one.signal.signal_id, reason=str(e))  # noqa: TRY400
-        if told:
-            log.info("signals.told_late", count=told)
+        await self._tell(untold)
+        if untold:
+            log.info("signals.told_late", count=len(untold))
         for book in books:
             await self._expire(book)
-        return told
+        return len(untold)
 
     async def listed(self, symbol: str | None, after: str | None, *, newest_first: bool, limit: int) -> list[Document]:
         """Stored signals, in order of ``recorded_at``."""

@@ -36,6 +36,7 @@ def wire(core: Core) -> Wired:
     """
     settings = core.settings
     time = settings.market_time()
+    outbox = core.outbox("signals")
     watchers = [Watcher.of(entry) for entry in read_entries(settings.file(settings.entries_file))]
 
     @cache
@@ -48,7 +49,7 @@ def wire(core: Core) -> Wired:
             series=core.market.series,
             bars=core.market.bars,
             backtests=BacktestDocuments(core.documents, core.wall, timedelta(days=settings.retention_days)),
-            publisher=core.publisher,
+            publisher=outbox,
             watchers=watchers,
             wall=core.wall,
             on_new_history=settings.backtest_on_history,
@@ -57,7 +58,7 @@ def wire(core: Core) -> Wired:
     service = SignalService(
         market=core.market,
         signals=SignalDocuments(core.documents),
-        publisher=core.publisher,
+        publisher=outbox,
         watchers=watchers,
         wall=core.wall,
         speed=time.speed if time else 1.0,

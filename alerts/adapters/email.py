@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from email.header import Header
 from email.headerregistry import Address as Mailbox
+from email.headerregistry import HeaderRegistry
 from email.message import EmailMessage
 from email.policy import EmailPolicy
 from email.utils import format_datetime, parseaddr
@@ -155,6 +156,23 @@ class _Talk:
     """How far one conversation got, for when it breaks off."""
 
     stage: Stage = Stage.CONNECT
+
+
+class _Headers(HeaderRegistry):
+    """The library's kinds of headers; it would make a class for each header of each mail, and these are kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept: dict[str, type] = {}
+
+    def __getitem__(self, name: str) -> type:
+        kind = self._kept.get(name)
+        if kind is None:  # the names are ours, so there are few
+            kind = self._kept[name] = super().__getitem__(name)
+        return kind
+
+
+_HEADERS = _Headers()
 
 
 class _Wire(EmailPolicy):
@@ -369,7 +387,7 @@ def mail_of(message: Message, to: str, sender: Sender, wall: Clock) -> EmailMess
     """A message as a mail: plain text always, and the same as HTML without anything that would be fetched."""
     alert = message.alert
     shown = _shown(message)
-    mail = EmailMessage(policy=_Wire(linesep="\r\n"))
+    mail = EmailMessage(policy=_Wire(linesep="\r\n", header_factory=_HEADERS))
     mail["From"] = Mailbox(display_name=sender.name, addr_spec=sender.address)
     mail["To"] = Mailbox(addr_spec=to)
     mail["Subject"] = shown["subject"]

@@ -122,8 +122,9 @@ class Fetcher:
 
     A lasting no and a provider that is down lead to the next at once or after one quick retry; a throttled one is
     waited for within the deadline when nobody can answer sooner. When nobody can, the trouble of the first choice is
-    raised: RateLimitedError, UnavailableError, RefusedError, ConfigurationError. Without a deadline a call may wait
-    four seconds for its permit. *wall* is the providers' clock, *market* that of the prices.
+    raised: RateLimitedError, UnavailableError, RefusedError, ConfigurationError; where that is that it knows no such
+    symbol while somebody else was not able to say, it is theirs: asked later they may know it. Without a deadline a
+    call may wait four seconds for its permit. *wall* is the providers' clock, *market* that of the prices.
     """
 
     providers: Sequence[Provider]
@@ -395,7 +396,10 @@ class Fetcher:
             except (TransientError, RefusedError, ConfigurationError) as e:
                 await self._note(p, wanted, e)
                 troubles[p.name] = e
-        raise next(troubles[p.name] for p in preferred if p.name in troubles)
+        found = [troubles[p.name] for p in preferred if p.name in troubles]
+        if isinstance(found[0], UnknownSymbolError):  # the last word only when nobody else may have another
+            raise next((e for e in found if isinstance(e, TransientError)), found[0])
+        raise found[0]
 
     async def _try[T](
         self,

@@ -116,7 +116,9 @@ class Fetches:
 
     async def request(self, wanted: Wanted, caller: Caller) -> Fetch:
         """
-        Queue a fetch; the same one again is the one that is there, and one that failed is queued once more.
+        Queue a fetch; the same one again is the one that is there.
+
+        One that failed is queued once more, and so is one that was done before all its bars had closed.
 
         Raises:
             InvalidPayloadError: the range ends before it begins, or nothing of it has closed yet.
@@ -143,7 +145,7 @@ class Fetches:
                 return await self._create(_seen(new, looked), due_at=now)
             except ConflictError:
                 return await self.get(wanted.fetch_id)
-        if known.state not in (State.FAILED, State.CANCELLED):
+        if known.state not in (State.FAILED, State.CANCELLED) and not (known.state is State.DONE and looked.missing):
             return known
         await self.library.callers.check(caller)
         return await self._save(replace(_seen(new, looked), document=known.document), due_at=now)

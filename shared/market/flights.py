@@ -78,7 +78,7 @@ class Flights:
         cancelled takes nothing from the others; the call is cancelled with the last of them. Trouble of a
         *private* kind concerns only who would have made the call: the next one tries.
 
-        Raises what the call raised, or UnavailableError when another instance had not ended by *deadline*.
+        Raises what the call raised, or UnavailableError when somebody else's had not ended by *deadline*.
         """
         while True:
             flight = self._flying.get(key)
@@ -87,17 +87,24 @@ class Flights:
                 flight = _Flight(asyncio.ensure_future(self._fly(key, fetch, landed, deadline, private)))
                 self._flying[key] = flight
             try:
-                answer: T = await self._join(key, flight)
+                answer: T = await self._join(key, flight, until=None if ours else deadline)
             except private:
                 if ours:
                     raise
                 continue
             return answer
 
-    async def _join(self, key: str, flight: _Flight) -> Any:  # noqa: ANN401 - whatever the call brings
+    async def _join(self, key: str, flight: _Flight, *, until: datetime | None) -> Any:  # noqa: ANN401 - what it brings
+        """Wait for a flight; for another's, which may have more time than we, no longer than *until*."""
         flight.waiting += 1
+        patience = asyncio.timeout((until - self.wall.now()).total_seconds() if until else None)
         try:
-            return await asyncio.shield(flight.task)
+            async with patience:
+                return await asyncio.shield(flight.task)
+        except TimeoutError:
+            if not patience.expired():
+                raise
+            raise UnavailableError("this is being fetched for somebody else", retry_after=TOLD) from None
         finally:
             flight.waiting -= 1
             if (flight.task.done() or not flight.waiting) and self._flying.get(key) is flight:

@@ -9,16 +9,20 @@ import azure.functions as func
 from pydantic import ConfigDict, Field
 
 from shared.http import CURSOR, LIMIT, Api, Body, Page, Query
+from shared.identity import Caller as SignedIn
+from shared.identity import caller_of
 from shared.inbound import on_time
 from shared.market.callers import Caller
 from shared.market.fetcher import ProviderStatus
 from shared.market.fetches import Fetch
 from shared.market.hooks import FinnhubHook
 from shared.market.models import symbol_of
-from shared.market.service import Market, Supply
+from shared.market.service import FetchDraft, Market, Supply
 
 KEY_HOLDER = Caller(id="function-key")
-"""Who shows the function key: one caller, whoever it is."""
+"""Who shows the function key and no token: one caller, whoever it is."""
+FETCHES_A_DAY = 200
+"""How many requests for history a subscriber may queue in a day."""
 
 INTERVAL = Query(
     name="interval",
@@ -44,7 +48,7 @@ class BarItem(Body):
 
 
 class BarsPage(Page[BarItem]):
-    """Bars newest first, and how good they are."""
+    """Bars newest first, and how good they are; ``reason``: what could not be fetched for who is signed in, and why."""
 
     symbol: str
     interval: str
@@ -53,10 +57,11 @@ class BarsPage(Page[BarItem]):
     provider: str | None
     adjustment: str | None
     revision: int
+    reason: str | None = None
 
 
 class QuoteItem(Body):
-    """The last price known, and how good it is."""
+    """The last price known, and how good it is; ``reason``: why it could not be renewed for who is signed in."""
 
     symbol: str
     price: float
@@ -64,6 +69,7 @@ class QuoteItem(Body):
     as_of: datetime
     is_stale: bool
     provider: str
+    reason: str | None = None
 
 
 class ChangeItem(Body):
@@ -267,27 +273,6 @@ def blueprint(market: Market, api: Api) -> func.Blueprint:
 
     @api.endpoint(
         bp,
-        "market_bars",
-        "bars/{symbol}",
-        summary="The stored bars of a symbol, newest first.",
-        answer=BarsPage,
-        query=(INTERVAL, FROM, TO, LIMIT, CURSOR),
-    )
-    async def market_bars(req: func.HttpRequest) -> BarsPage:
-        return BarsPage.model_validate(await market.list_bars(req))
-
-    @api.endpoint(
-        bp,
-        "market_quote",
-        "quotes/{symbol}",
-        summary="The last price known of a symbol.",
-        answer=QuoteItem,
-    )
-    async def market_quote(req: func.HttpRequest) -> QuoteItem:
-        return QuoteItem.model_validate(await market.quote(symbol_of(req.route_params["symbol"])))
-
-    @api.endpoint(
-        bp,
         "market_series",
         "series/{symbol}",
         summary="What is held of a series, since when it is live, and why there is no signal.",
@@ -344,6 +329,7 @@ def supply_blueprint(supply: Supply, hook: FinnhubHook, api: Api) -> func.Bluepr
     @bp.timer_trigger(arg_name="timer", schedule="%MARKET_FETCHES_SCHEDULE%")
     async def market_fetches(timer: func.TimerRequest) -> None:
         async with on_time("market_fetches"):
+            await supply.mending.work()
             await supply.fetches.work()
 
     @bp.function_name("market_prefetch")
@@ -351,6 +337,27 @@ def supply_blueprint(supply: Supply, hook: FinnhubHook, api: Api) -> func.Bluepr
     async def market_prefetch(timer: func.TimerRequest) -> None:
         async with on_time("market_prefetch"):
             await supply.prefetching.work()
+
+    @api.endpoint(
+        bp,
+        "market_bars",
+        "bars/{symbol}",
+        summary="The bars of a symbol, newest first; what is missing is fetched for who is signed in.",
+        answer=BarsPage,
+        query=(INTERVAL, FROM, TO, LIMIT, CURSOR),
+    )
+    async def market_bars(req: func.HttpRequest) -> BarsPage:
+        return BarsPage.model_validate(await supply.list_bars(req, _subscriber(req)))
+
+    @api.endpoint(
+        bp,
+        "market_quote",
+        "quotes/{symbol}",
+        summary="The last price known of a symbol; it is renewed for who is signed in.",
+        answer=QuoteItem,
+    )
+    async def market_quote(req: func.HttpRequest) -> QuoteItem:
+        return QuoteItem.model_validate(await supply.quote(symbol_of(req.route_params["symbol"]), _subscriber(req)))
 
     @api.endpoint(
         bp,
@@ -385,17 +392,27 @@ def supply_blueprint(supply: Supply, hook: FinnhubHook, api: Api) -> func.Bluepr
         method="POST",
         summary="Have history fetched: {symbol, interval, from, to, priority: asked or backfill}.",
         answer=FetchItem,
+        body=FetchDraft,
         anonymous=False,
         status=202,
     )
     async def market_fetch(req: func.HttpRequest) -> func.HttpResponse:
-        item = _fetch_item(await supply.request(req, KEY_HOLDER))
-        return func.HttpResponse(
-            item.model_dump_json(),
-            status_code=202,
-            mimetype="application/json",
-            headers={"Location": f"/api/fetches/{item.fetch_id}"},
-        )
+        return _queued(await supply.request(req, _subscriber(req) or KEY_HOLDER))
+
+    @api.endpoint(
+        bp,
+        "market_fetch_mine",
+        "my/fetches",
+        method="POST",
+        summary="Have history fetched as who is signed in, charged to your share of the day's calls.",
+        answer=FetchItem,
+        body=FetchDraft,
+        auth="subscriber",
+        status=202,
+        per_day=FETCHES_A_DAY,
+    )
+    async def market_fetch_mine(req: func.HttpRequest) -> func.HttpResponse:
+        return _queued(await supply.request(req, _as_caller(caller_of(req))))
 
     @api.endpoint(
         bp, "market_fetch_state", "fetches/{id}", summary="How a request for history stands.", answer=FetchItem
@@ -415,7 +432,41 @@ def supply_blueprint(supply: Supply, hook: FinnhubHook, api: Api) -> func.Bluepr
     async def market_fetch_cancel(req: func.HttpRequest) -> FetchItem:
         return _fetch_item(await supply.cancel(req))
 
+    @api.endpoint(
+        bp,
+        "market_fetch_cancel_mine",
+        "my/fetches/{id}",
+        method="DELETE",
+        summary="Stop a request for history that you made, or as an operator anybody's; what is stored stays.",
+        answer=FetchItem,
+        auth="subscriber",
+    )
+    async def market_fetch_cancel_mine(req: func.HttpRequest) -> FetchItem:
+        who = caller_of(req)
+        return _fetch_item(await supply.cancel(req, None if who.is_operator else _as_caller(who)))
+
     return bp
+
+
+def _as_caller(who: SignedIn) -> Caller:
+    """Whose share of the day is spent, under a name that no other kind of caller can have."""
+    return Caller(id=f"subscriber:{who.subject}")
+
+
+def _subscriber(req: func.HttpRequest) -> Caller | None:
+    """The same of who may have signed in; None: nobody has, so no call is spent."""
+    who = caller_of(req)
+    return _as_caller(who) if who.is_known else None
+
+
+def _queued(fetch: Fetch) -> func.HttpResponse:
+    item = _fetch_item(fetch)
+    return func.HttpResponse(
+        item.model_dump_json(),
+        status_code=202,
+        mimetype="application/json",
+        headers={"Location": f"/api/fetches/{item.fetch_id}"},
+    )
 
 
 def _fetch_item(f: Fetch) -> FetchItem:

@@ -148,7 +148,6 @@ class FinnhubHook:
             "text": redact(text.decode()),
             "reports": [report.model_dump(mode="json") for report in reports],
             "rows_refused": refused,
-            "refused": None,
         }
         document = Document(
             id=id_,
@@ -173,23 +172,19 @@ class FinnhubHook:
     async def _tell(self, document: Document) -> bool:
         """Publish what a stored body owes and write that down; whether it is done."""
         events = [EarningsReported.from_wire(EarningsReported.type, report) for report in document.body["reports"]]
-        refused = None
         try:
             await self._publisher.publish(events)
-        except PermanentError as e:
-            refused = redact(f"{type(e).__name__}: {e}")
-            log.error("hook.refused", reason=refused)  # noqa: TRY400 - its text says it all
         except TroopError as e:
             log.info("hook.postponed", reason=f"{type(e).__name__}: {e}")
             return False
         try:
-            await self._documents.replace(SYSTEM, document.with_body({**document.body, "refused": refused}))
+            await self._documents.replace(SYSTEM, document.with_body(document.body))
         except (StaleError, NotFoundError):
             return True  # a twin told as well
         except TransientError as e:
             log.info("hook.told_again", reason=f"{type(e).__name__}: {e}")  # by the sweep, under the same ids
             return False
-        return refused is None
+        return True
 
     async def _count_stranger(self, more: int = 1) -> None:
         """Count calls with a wrong secret in the process, and write them down now and then."""

@@ -75,7 +75,7 @@ OVERTIME = 1.0
 AT_ONCE = 8
 DUE_LIMIT = 1000
 REPEAT_AFTER = timedelta(seconds=20)
-"""When stored bars are still not evaluated this long after, their event is told again."""
+"""When stored bars are still not evaluated this long after, their event is told again; then ever more seldom."""
 FIRST_WAIT = timedelta(minutes=15)
 OUTAGE_WAIT = timedelta(minutes=1)
 LONGEST_WAIT = timedelta(days=1)
@@ -448,9 +448,13 @@ class Ingest:
             )
 
     async def _repeat(self, series: Series, recorded_at: datetime, stored: datetime) -> Series:
-        """Tell again of stored bars that nobody has evaluated for a while, once in a while."""
+        """
+        Tell again of stored bars that nobody has evaluated for a while.
+
+        Each wait is as long as all before it together: an event that nobody can use is not told for ever.
+        """
         last = max(recorded_at, series.told_at or recorded_at)
-        if self.wall.now() - last < REPEAT_AFTER:
+        if self.wall.now() - last < max(REPEAT_AFTER, last - recorded_at):
             return series
         window = await self.bars.window(series.key, series.revision, since=series.evaluated_through, lookback=0)
         if len(window):

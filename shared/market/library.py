@@ -455,9 +455,15 @@ class Library:
         inside = [b.closed_at for b in fetched.bars if wanted.since < b.closed_at <= min(wanted.until, now)]
         # What came may be the first part of more. Where nothing came, nothing more will, once it had time to.
         through = inside[-1] if inside else min(wanted.until, now - SETTLED)
-        if through <= wanted.since:
+        if fetched.covers_through:
+            through = min(through, fetched.covers_through)
+        # Asked for all there is, a provider gives what it likes: that says nothing of what lies before it.
+        since = (inside[0] if inside else wanted.first) - MINUTE if wanted.since is EPOCH else wanted.since
+        if fetched.covers_since:
+            since = max(since, fetched.covers_since)
+        if through <= since:
             return
-        new = Asked(since=wanted.since, through=through, provider=fetched.provider, asked_at=self.wall.now())
+        new = Asked(since=since, through=through, provider=fetched.provider, asked_at=self.wall.now())
         try:
             document: Document | None = await self.documents.read(SYSTEM, COVERAGE, series.key)
         except NotFoundError:

@@ -188,7 +188,9 @@ class Fetched:
     """
     What one provider call brought: closed and unclosed bars alike, oldest first.
 
-    ``refused_rows`` says in one line each which rows could not be true and were left out.
+    ``refused_rows`` says in one line each which rows could not be true and were left out. Where the calls reached
+    less far than they were asked to (a plan, a slice), the answer speaks only of bars that close in
+    (``covers_since``, ``covers_through``]: what it lacks elsewhere the provider may well have.
     """
 
     symbol: str
@@ -197,6 +199,8 @@ class Fetched:
     adjustment: Adjustment
     bars: Sequence[Bar]
     refused_rows: Sequence[str] = ()
+    covers_since: datetime | None = None
+    covers_through: datetime | None = None
 
 
 def series_key(symbol: str, interval: Interval) -> str:

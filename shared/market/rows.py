@@ -98,7 +98,15 @@ class Rows:
                 continue
             self.bars[place] = replace(self.bars[place], split=self.bars[place].split * factor)
 
-    def fetched(self, *, symbol: str, provider: str, adjustment: Adjustment) -> Fetched:
+    def fetched(
+        self,
+        *,
+        symbol: str,
+        provider: str,
+        adjustment: Adjustment,
+        covers_since: datetime | None = None,
+        covers_through: datetime | None = None,
+    ) -> Fetched:
         """Everything gathered, as the answer of the provider port."""
         refused = list(self._refused)
         if self._outside:
@@ -111,6 +119,8 @@ class Rows:
             adjustment=adjustment,
             bars=tuple(self.bars),
             refused_rows=tuple(refused),
+            covers_since=covers_since,
+            covers_through=covers_through,
         )
 
     def _day(self, bar: Bar) -> date:

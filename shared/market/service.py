@@ -2,11 +2,13 @@
 What people can ask of the market room over HTTP.
 
 ``Market`` reads what is stored and never spends a provider call; ``Supply`` is how well we are supplied, and what
-callers we know have fetched.
+callers we know have fetched, be it for the answer they wait for.
 """
 
+import asyncio
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, Literal
@@ -14,20 +16,24 @@ from typing import Any, Literal
 import azure.functions as func
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from shared.clock import Clock, parse_instant
+from shared.clock import Clock, format_instant, parse_instant
 from shared.documents import sort_key
-from shared.errors import InvalidPayloadError, NotFoundError
-from shared.http import cursor_of, limit_of, listed, sort_of
+from shared.errors import ConfigurationError, InvalidPayloadError, NotFoundError, TroopError, UnavailableError
+from shared.http import cursor_of, json_of, limit_of, listed, sort_of
+from shared.identity import ForbiddenError
 from shared.market.callers import Caller
 from shared.market.fetcher import Fetcher, ProviderStatus
 from shared.market.fetches import Fetch, Fetches, Wanted
 from shared.market.gaps import Kind, Stretch
+from shared.market.health import Kind as Sold
 from shared.market.ingest import Ingest, Watch
 from shared.market.library import MINUTE, Library, quote_is_stale
+from shared.market.mending import Mending
 from shared.market.models import EPOCH, Columns, Interval, Priority, instant_of, interval_of, minute_of, symbol_of
 from shared.market.prefetching import Prefetching, PrefetchReport
 from shared.market.sessions import calendar
-from shared.market.stores import Bars, Quotes, Series, SeriesStore
+from shared.market.stores import Bars, Extent, Quotes, Series, SeriesStore
+from shared.telemetry import redact
 
 SHOWN = {Interval.MINUTE: timedelta(days=30), Interval.HOUR: timedelta(days=730)}
 """How much of a long series /api/coverage looks at unless told; days are looked at from the first on."""
@@ -38,6 +44,10 @@ _OPEN = 0.2
 """The share of the time that an exchange is open, a little less than it is."""
 _LATEST = datetime(9000, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
+PATIENCE = timedelta(seconds=3)
+"""How long a read by a caller we know waits for what is missing."""
+OVERTIME = timedelta(seconds=2)
+"""How long a call that was begun in time may go on behind that; then the answer is what is stored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,16 +62,16 @@ class Market:
     delay: timedelta
 
     async def list_bars(self, req: func.HttpRequest) -> dict[str, Any]:
-        """Bars newest first, by ``?interval=``, ``?from=``, ``?to=``, ``?limit=`` and ``?cursor=``."""
+        """Bars newest first, by ``?interval=``, ``?from=``, ``?to=``, ``?limit=`` and ``?cursor=``; it is noted."""
+        answer = await self.page(req)
+        await self.quotes.interest.note(answer["symbol"])
+        return answer
+
+    async def page(self, req: func.HttpRequest) -> dict[str, Any]:
+        """The same without a note of the interest."""
         series = await self._series(req)
         count = limit_of(req)
-        cursor = req.params.get("cursor")
-        first, last = range_of(req)
-        await self.quotes.interest.note(series.symbol)
-        end = minute_of(last) + 1 if last else None
-        if cursor:
-            place = minute_of(parse_instant(sort_of(cursor).split("|", 1)[0]))
-            end = min(end, place) if end else place
+        first, end = page_of(req)
         columns = await self.bars.latest(series.key, series.revision, end=end, count=count + 1)
         if end is None:
             newest = instant_of(columns.closed[-1]) if len(columns) else None
@@ -104,8 +114,12 @@ class Market:
             NotFoundError: nothing is known of the symbol.
 
         """
-        wanted = await self.quotes.get(symbol)
         await self.quotes.interest.note(symbol)
+        return await self.price(symbol)
+
+    async def price(self, symbol: str) -> dict[str, Any]:
+        """The same without a note of the interest."""
+        wanted = await self.quotes.get(symbol)
         if wanted and wanted.quote:
             q = wanted.quote
             return {
@@ -194,14 +208,60 @@ class Market:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Supply:
-    """How well we are supplied with data, and what known callers ask to have fetched."""
+    """
+    How well we are supplied with data, and what known callers ask to have fetched.
 
+    A read by somebody we know is first supplied with what is missing, as far as that can be had in three seconds and
+    within the caller's share of the day; one by anybody else spends no call.
+    """
+
+    market: Market
     library: Library
     fetches: Fetches
     fetcher: Fetcher
     prefetching: Prefetching
+    mending: Mending
     bars: Bars
     clock: Clock
+
+    async def list_bars(self, req: func.HttpRequest, caller: Caller | None) -> dict[str, Any]:
+        """
+        Bars as ``Market.list_bars`` shows them; for a *caller* those missing on this page are fetched first.
+
+        ``reason`` says what could not be fetched, and why. Raises what fetching raised where nothing at all is held
+        of this page: CappedError once the caller's share of the day is spent.
+        """
+        if caller is None:
+            answer = await self.market.list_bars(req)
+            self.fetcher.count_hit(Sold.BARS, answer["provider"])
+            return answer
+        brought = await self._bring(req, caller)
+        answer = await self.market.page(req)
+        return answer | {"reason": brought.reason, "is_stale": answer["is_stale"] or brought.has_failed}
+
+    async def quote(self, symbol: str, caller: Caller | None) -> dict[str, Any]:
+        """
+        A quote as ``Market.quote`` shows it; for a *caller* one that is no longer good is renewed first.
+
+        ``reason`` says why that could not be. Raises why where no price of any kind is stored.
+        """
+        if caller is None:
+            answer = await self.market.quote(symbol)
+            self.fetcher.count_hit(Sold.QUOTE, answer["provider"] or None)
+            return answer
+        trouble, reason = None, None
+        try:
+            answered = await _in_time(self.library.quote(symbol, caller=caller, deadline=self._deadline()))
+            reason = answered.reason if answered else None
+        except TroopError as e:
+            trouble, reason = e, f"{type(e).__name__}: {e}"
+        try:
+            answer = await self.market.price(symbol)
+        except NotFoundError:
+            if trouble:
+                raise trouble from None
+            raise
+        return answer | {"reason": _shown(reason), "is_stale": answer["is_stale"] or reason is not None}
 
     async def providers(self) -> Sequence[ProviderStatus]:
         """Every provider: its health, what is left of its quotas, what it refused us, how often it was spared."""
@@ -254,15 +314,77 @@ class Supply:
 
     async def request(self, req: func.HttpRequest, caller: Caller) -> Fetch:
         """Queue the fetch that the request's body describes."""
-        return await self.fetches.request(wanted_of(req.get_body()), caller)
+        return await self.fetches.request(wanted_of(json_of(req)), caller)
 
     async def fetch(self, req: func.HttpRequest) -> Fetch:
         """How a fetch stands."""
         return await self.fetches.get(req.route_params["id"])
 
-    async def cancel(self, req: func.HttpRequest) -> Fetch:
-        """Stop a fetch."""
-        return await self.fetches.cancel(req.route_params["id"])
+    async def cancel(self, req: func.HttpRequest, caller: Caller | None = None) -> Fetch:
+        """
+        Stop a fetch; a *caller* only one of their own.
+
+        Raises:
+            ForbiddenError: somebody else asked for it.
+
+        """
+        id_ = req.route_params["id"]
+        if caller and (await self.fetches.get(id_)).caller != caller.id:
+            raise ForbiddenError("somebody else asked for this fetch: only they, or an operator, may cancel it")
+        return await self.fetches.cancel(id_)
+
+    async def _bring(self, req: func.HttpRequest, caller: Caller) -> "_Brought":
+        """Fetch what is missing of the page that the request asks for."""
+        watch = _watch(req)
+        first, end = page_of(req)
+        newest = calendar().last_bar_close(watch.interval, self.clock.now() - self.market.delay)
+        until = min(newest, instant_of(end - 1)) if end is not None else newest
+        try:
+            begin = _page_begin(watch.interval, until, limit_of(req) + 1)
+        except ConfigurationError:
+            return _Brought()  # before the exchange's table begins there is nothing to be had
+        series, extent = await self._held(watch)
+        since = max(first - MINUTE, begin) if first else _held_from(watch.interval, extent, begin)
+        later = None
+        if series and extent and until > extent.last and series.is_active and _is_later(series, self.clock.now()):
+            # The timer has asked in vain, and knows when to ask again: readers asking meanwhile would only spend calls.
+            until, later = extent.last, series.due_at
+        try:
+            answered = await _in_time(
+                self.library.bars(
+                    watch.symbol, watch.interval, since=since, until=until, caller=caller, deadline=self._deadline()
+                )
+            )
+        except UnavailableError as e:
+            looked = await self.library.look(watch.symbol, watch.interval, since=since, until=until)
+            if not len(looked.columns):
+                raise
+            return _Brought(reason=_shown(f"{type(e).__name__}: {e}"), has_failed=True)
+        if answered.reason:
+            return _Brought(reason=_shown(answered.reason), has_failed=True)
+        if missing := sum(stretch.count for stretch in answered.missing):
+            return _Brought(reason=f"{missing} bars are missing still: ask again later, or POST /api/my/fetches")
+        if later:
+            return _Brought(reason=f"newer bars were not to be had yet: they are asked for at {format_instant(later)}")
+        return _Brought()
+
+    async def _held(self, watch: Watch) -> tuple[Series | None, Extent | None]:
+        try:
+            series = await self.market.series.get(watch.symbol, watch.interval)
+        except NotFoundError:
+            return None, None
+        return series, await self.bars.extent(series.key, series.revision)
+
+    def _deadline(self) -> datetime:
+        return self.library.wall.now() + PATIENCE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Brought:
+    """What could not be brought of a page, and why; ``has_failed``: it was to be had, and fetching it failed."""
+
+    reason: str | None = None
+    has_failed: bool = False
 
 
 def wanted_of(body: bytes) -> Wanted:
@@ -274,7 +396,7 @@ def wanted_of(body: bytes) -> Wanted:
 
     """
     try:
-        read = _FetchBody.model_validate_json(body)
+        read = FetchDraft.model_validate_json(body)
     except ValidationError as e:
         fault = e.errors(include_url=False, include_input=False)[0]
         name = ".".join(map(str, fault["loc"])) or "the body"
@@ -307,7 +429,74 @@ def range_of(req: func.HttpRequest) -> tuple[datetime | None, datetime | None]:
     return found
 
 
-class _FetchBody(BaseModel):
+def page_of(req: func.HttpRequest) -> tuple[datetime | None, int | None]:
+    """
+    The first moment that ``?from=`` names, and the minute before which bars close by ``?to=`` and ``?cursor=``.
+
+    Raises:
+        InvalidPayloadError: one of them is not what it should be.
+
+    """
+    first, last = range_of(req)
+    end = minute_of(last) + 1 if last else None
+    if cursor := req.params.get("cursor"):
+        place = minute_of(parse_instant(sort_of(cursor).split("|", 1)[0]))
+        end = min(end, place) if end else place
+    return first, end
+
+
+async def _in_time[T](work: Awaitable[T]) -> T:
+    """
+    Wait for a read that may fetch, and no longer than the answer can wait.
+
+    Raises:
+        UnavailableError: it took too long; what was stored until then stays.
+
+    """
+    try:
+        async with asyncio.timeout((PATIENCE + OVERTIME).total_seconds()):
+            return await work
+    except TimeoutError:
+        raise UnavailableError("the provider took too long: try again", retry_after=PATIENCE) from None
+
+
+def _shown(reason: str | None) -> str | None:
+    return redact(reason) if reason else None
+
+
+def _held_from(interval: Interval, extent: Extent | None, begin: datetime) -> datetime | None:
+    """
+    From where on bars are missed by who names no beginning: not before the first that is held.
+
+    None: nothing is held, so a whole history of days is fetched, which takes no more calls than a page of it.
+    """
+    if extent is None:
+        return None if interval is Interval.DAY else begin
+    return max(extent.first - MINUTE, begin)
+
+
+def _is_later(series: Series, now: datetime) -> bool:
+    return series.due_at is not None and series.due_at > now
+
+
+def _page_begin(interval: Interval, until: datetime, count: int) -> datetime:
+    """
+    The moment before the first of the *count* bars that close last by *until*.
+
+    Raises:
+        ConfigurationError: no bar closes by then, as far as the exchange's table says.
+
+    """
+    at = calendar().last_bar_close(interval, until)
+    with suppress(ConfigurationError):
+        for _ in range(count - 1):
+            at = calendar().last_bar_close(interval, at - MINUTE)
+    return at - MINUTE
+
+
+class FetchDraft(BaseModel):
+    """The bars to fetch; ``from`` and ``to`` are dates (the exchange's whole day) or instants with a zone."""
+
     model_config = ConfigDict(extra="forbid", defer_build=True)
 
     symbol: str

@@ -20,7 +20,7 @@ from shared.documents import Document, Documents, Operation, sort_key
 from shared.errors import ConflictError, NotFoundError, StaleError
 from shared.market.models import Interval
 from signals.adapters.outcomes import FIRST_SIGNAL, place_of
-from signals.backtest_models import Backtest, BacktestState, Job, Trials, Trigger, Validation
+from signals.backtest_models import Backtest, BacktestState, Job, Opened, Trials, Trigger, Validation
 from signals.logic.backtesting import Tested
 from signals.logic.simulation import Rules
 from signals.models import Entry, Gate, SessionGate, StateGate
@@ -85,12 +85,11 @@ class BacktestDocuments:
             found += [_tested(one) for one in document.body["tested"]]
         return found
 
-    async def finish(
-        self, backtest: Backtest, result: Mapping[str, Any], trials: Trials, *, opens_hold_out: bool
-    ) -> Backtest:
+    async def finish(self, backtest: Backtest, result: Mapping[str, Any], trials: Trials) -> Backtest:
         job = backtest.job
         kept = replace(_aside(job.strategy, _result_id(backtest), result), expires_at=self._until())
-        body = {"sharpes": dict(trials.sharpes), "beyond": trials.beyond}
+        opened = [[one.backtest_id, format_instant(one.first), format_instant(one.last)] for one in trials.opened]
+        body = {"sharpes": dict(trials.sharpes), "beyond": trials.beyond, "opened": opened}
         tried = (
             trials.document.with_body(body) if trials.document else _aside(job.strategy, job.variants_of_series, body)
         )
@@ -99,15 +98,9 @@ class BacktestDocuments:
             Operation(kind="create", document=kept),
             Operation(kind="replace" if trials.document else "create", document=tried),
         ]
-        if opens_hold_out:
-            opened = {"backtest_id": backtest.backtest_id, "opened_at": format_instant(self._wall.now())}
-            operations.append(Operation(kind="create", document=_aside(job.strategy, job.hold_out_id, opened)))
         try:
             return _backtest((await self._documents.batch(CONTAINER, operations))[0])
         except ConflictError:
-            opener = await self.hold_out_opened_by(job.strategy, job.hold_out_id) if opens_hold_out else None
-            if opener not in (None, backtest.backtest_id):
-                raise
             # Another run of this backtest was faster, or another backtest counted the first variants of the series.
             raise StaleError(f"backtest {backtest.backtest_id} was written by somebody else") from None
 
@@ -123,14 +116,11 @@ class BacktestDocuments:
             found = await self._documents.read(CONTAINER, strategy, name)
         except NotFoundError:
             return Trials()
-        return Trials(sharpes=found.body["sharpes"], beyond=found.body["beyond"], document=found)
-
-    async def hold_out_opened_by(self, strategy: str, hold_out_id: str) -> str | None:
-        try:
-            found = await self._documents.read(CONTAINER, strategy, hold_out_id)
-        except NotFoundError:
-            return None
-        return str(found.body["backtest_id"])
+        opened = [
+            Opened(backtest_id=id_, first=parse_instant(first), last=parse_instant(last))
+            for id_, first, last in found.body.get("opened", ())
+        ]
+        return Trials(sharpes=found.body["sharpes"], beyond=found.body["beyond"], opened=opened, document=found)
 
     async def standard(self, key: str) -> Mapping[str, Any]:
         try:
@@ -267,6 +257,7 @@ def _job_body(j: Job) -> dict[str, Any]:
         "validation": j.validation.model_dump(mode="json"),
         "variants": {"names": names, "values": [[one[name] for name in names] for one in j.candidates]},
         "trigger": j.trigger,
+        "opens_from": _text(j.opens_from),
     }
 
 
@@ -288,6 +279,7 @@ def _job(b: Mapping[str, Any]) -> Job:
         validation=_validations().validate_python(b["validation"]),
         candidates=[dict(zip(names, values, strict=True)) for values in b["variants"]["values"]],
         trigger=Trigger(b["trigger"]),
+        opens_from=_instant(b.get("opens_from")),
     )
 
 

@@ -17,7 +17,7 @@ from shared.errors import InvalidPayloadError, PermanentError
 from shared.market.models import Columns, instant_of
 from signals.backtest_models import Job, NoValidation, WalkForward
 from signals.logic.arrays import Arrays, Tape
-from signals.logic.checks import checks, deflated_sharpe
+from signals.logic.checks import checks, deflated_sharpe, on_hold_out
 from signals.logic.evaluation import Watcher
 from signals.logic.metrics import Curve, Measured, Value, drawdowns, measure, monthly_returns, periods_per_year, sharpe
 from signals.logic.simulation import Simulation, Trades, buy_and_hold, simulate
@@ -286,6 +286,9 @@ def result_of(
     gates = job.entry.gates
     numbers = len(strategy.params.model_fields) + sum(len(g.params) for g in gates if isinstance(g, StateGate))
     shown = _shown_trades(run.trades, bars, trades)
+    findings = list(checks(run, bars, parameters=numbers, trials=max(trials, 1), trial_sharpes=trial_sharpes))
+    if choice:
+        findings.append(on_hold_out(choice.hold_out.score, choice.hold_out.benchmark))
     return {
         "entry": job.name,
         "strategy": f"{job.strategy}@{job.entry.version}",
@@ -304,10 +307,7 @@ def result_of(
             deflated_sharpe(curves[0].returns, trials=max(trials, 1), trial_sharpes=trial_sharpes)
         ),
         "variants": {"here": len(job.candidates), "ever": trials},
-        "checks": [
-            {"name": one.name, "is_passed": one.is_passed, "detail": one.detail}
-            for one in checks(run, bars, parameters=numbers, trials=max(trials, 1), trial_sharpes=trial_sharpes)
-        ],
+        "checks": [{"name": one.name, "is_passed": one.is_passed, "detail": one.detail} for one in findings],
         "validation": _validation(ground, choice, tested, direction) if choice else None,
         "marks": {"long": int((direction > 0).sum()), "short": int((direction < 0).sum())},
         "fills": {
@@ -380,6 +380,10 @@ def _assumptions(job: Job, measured: Measured) -> list[str]:
         if rules.horizon
         else "A position is held until the opposite mark."
     )
+    searched = (
+        "Measures, curves and trades are of all bars, those that the parameters were chosen by included; nothing was "
+        "chosen by the hold-out."
+    )
     return [
         fill,
         f"Fee {rules.fee:.3%} and slippage {rules.slippage:.3%} of the value of every fill; borrowing costs nothing.",
@@ -389,6 +393,7 @@ def _assumptions(job: Job, measured: Measured) -> list[str]:
         f"Returns are simple, per exchange day, mark to market, after costs: {measured.periods} of them.",
         f"A year has {measured.periods_per_year:g}; the risk-free rate is {measured.risk_free:.1%}.",
         "Buy-and-hold pays the same costs, is bought whole at the first fill and never sold.",
+        *([] if isinstance(job.validation, NoValidation) else [searched]),
     ]
 
 

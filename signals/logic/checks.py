@@ -83,6 +83,20 @@ def checks(
     ]
 
 
+def on_hold_out(score: float | None, benchmark: float | None) -> Finding:
+    """Whether chosen parameters did better than buy-and-hold, by Sharpe ratio, where nothing was chosen by."""
+    if score is None or benchmark is None:
+        whose = "its" if score is None else "buy-and-hold's"
+        detail = f"Cannot be judged: {whose} Sharpe ratio on the hold-out is undefined."
+        return Finding(name="behind_on_hold_out", is_passed=False, detail=detail)
+    return Finding(
+        name="behind_on_hold_out",
+        is_passed=score > benchmark,
+        detail=f"Sharpe ratio {score:.2f} on the hold-out, buy-and-hold {benchmark:.2f}; every other check is also of "
+        "bars that the parameters were chosen by.",
+    )
+
+
 def hac_mean(values: "Floats", lags: int | None = None) -> Mean | None:
     """
     The mean over its standard error with Bartlett weights; None where values do not vary.

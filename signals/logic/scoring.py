@@ -49,9 +49,9 @@ def outcome_of(one: OpenSignal, columns: Columns) -> Outcome:
     """
     Score an opinion whose horizon has closed, from *columns* that hold its own bar and those up to there.
 
-    The first tradable price is the next bar's open. Prices are compared in terms of that bar's shares, so a
-    split inside the horizon is no move. Unscorable, with the reason: a bar of the horizon is missing, or the
-    opinion's own bar is no longer what it was.
+    The first tradable price is the open of the next bar that was traded, as in a backtest. Prices are compared in
+    terms of that bar's shares, so a split inside the horizon is no move. Unscorable, with the reason: a bar of the
+    horizon is missing, nothing was traded in it, or the opinion's own bar is no longer what it was.
     """
     at = bisect_left(columns.closed, minute_of(one.closed_at))
     if at == len(columns) or columns.closed[at] != minute_of(one.closed_at):
@@ -65,6 +65,10 @@ def outcome_of(one: OpenSignal, columns: Columns) -> Outcome:
     missing = max(one.horizon - (end - first), int(columns.closed[end - 1] != minute_of(one.closes_at)))
     if missing > 0:
         return _unscorable(f"{missing} of the {one.horizon} bars of its horizon are missing: a halt or a gap")
+    if any(columns.volume[at:end]):  # a series that states no volume at all counts as traded
+        first = next((i for i in range(first, end) if columns.volume[i] > 0), end)
+    if first == end:
+        return _unscorable(f"nothing was traded in the {one.horizon} bars of its horizon: a halt")
     entry_price = columns.open[first]
     factor, highest, lowest, exit_price = 1.0, -math.inf, math.inf, entry_price
     for i in range(first, end):

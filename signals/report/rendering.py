@@ -105,6 +105,7 @@ CHECKS = {
     "too_many_parameters": "Few parameters for the trades",
     "behind_buy_and_hold": "Ahead of buy-and-hold",
     "deflated_sharpe": "Better than the best of as many lucky variants",
+    "behind_on_hold_out": "Ahead on the hold-out as well",
 }
 
 

@@ -2,12 +2,21 @@
 
 import json
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
-from shared.errors import ConflictError, InvalidPayloadError, NotFoundError, PermanentError, UnavailableError
+from shared.errors import (
+    ConflictError,
+    InvalidPayloadError,
+    NotFoundError,
+    PermanentError,
+    RefusedError,
+    UnavailableError,
+)
+from shared.inbound import DeadLetters
 from shared.market.models import Columns
+from shared.outbox import Outbox
 from signals.backtest_models import Backtest, BacktestState, Trigger
 from signals.backtests import GRACE, LEASE, MOST_CLAIMS
 from signals.events import BacktestRequested
@@ -192,14 +201,23 @@ async def test_parameters_are_chosen_and_judged_on_other_bars(house: BacktestHou
 
 
 async def test_the_hold_out_is_opened_once(house: BacktestHouse) -> None:
-    """Another grid on the same strategy, series and range is refused; the same request is what it was."""
+    """Another search whose hold-out has one bar in common is refused; the same request is what it was."""
     first, result = await house.done(validation="walk_forward", grid=GRID)
-    with pytest.raises(ConflictError, match=f"was opened by backtest {first.backtest_id}.*choose another from or to"):
+    with pytest.raises(ConflictError, match=f"were opened by backtest {first.backtest_id}.*choose a to before 201"):
         await house.ask(validation="walk_forward", grid={"fast": [4], "slow": [9]})
     with pytest.raises(ConflictError):
         await house.ask(validation={"kind": "purged_cv", "hold_out": 0.3}, grid=GRID)
     assert (await house.service.read((await house.ask(validation="walk_forward", grid=GRID)).backtest_id))[1] == result
-    other = await house.ask(validation="walk_forward", grid=GRID, to="2014-03-03")
+    opened = result["validation"]["hold_out"]
+    for moved in (
+        {"from": "2013-02-01"},
+        {"to": opened["last_closed_at"][:8] + "01"},
+        {"to": opened["first_closed_at"]},
+    ):
+        with pytest.raises(ConflictError):
+            await house.ask(validation="walk_forward", grid=GRID, **moved)
+    before = f"{datetime.fromisoformat(opened['first_closed_at']) - timedelta(days=1):%Y-%m-%d}"
+    other = await house.ask(validation="walk_forward", grid=GRID, to=before)
     assert (await house.service.run(other.backtest_id)).state is BacktestState.DONE
     assert (await house.ask()).state is BacktestState.QUEUED, "without a validation there is no hold-out"
 
@@ -259,6 +277,22 @@ async def test_a_request_is_told_and_done_by_whoever_hears(house: BacktestHouse)
     done = await house.service.run(event.backtest_id)
     assert await house.service.run(event.backtest_id) == done
     assert await house.service.sweep() == 0
+
+
+async def test_an_event_the_topic_refuses_is_buried_and_the_backtest_run_all_the_same() -> None:
+    """People see that the topic refuses our events; whoever asked has a result."""
+    house = BacktestHouse()
+    letters = DeadLetters(house.storage, house.wall)
+    house.service = house.instance(
+        topic=Outbox(Topic(RefusedError("the event topic answered 400")), letters, "signals")
+    )
+    await house.open()
+    asked = await house.ask()
+    house.wall.at += GRACE
+    assert await house.service.sweep() == 1
+    assert (await house.service.read(asked.backtest_id))[0].state is BacktestState.DONE
+    [letter] = await letters.newest(after=None, limit=10)
+    assert (letter.partition, letter.body["event"]["data"]["backtest_id"]) == ("signals", asked.backtest_id)
 
 
 async def test_a_lost_event_is_made_good_by_the_sweep() -> None:

@@ -1,7 +1,7 @@
 """The signals domain on its own storage: what it finds, tells, and never loses."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import date, timedelta
 from pathlib import Path
 from random import Random
@@ -10,9 +10,12 @@ from typing import cast
 import pytest
 
 from shared.clock import format_instant, parse_instant
-from shared.errors import NotFoundError, TroopError, UnavailableError
+from shared.errors import NotFoundError, RefusedError, TroopError, UnavailableError
+from shared.events import Event
+from shared.inbound import DeadLetters
 from shared.market.events import BarsIngested
 from shared.market.sessions import calendar
+from shared.outbox import Outbox
 from signals.service import SignalService
 from tests.builders import RecordedProvider, daily_bars
 from tests.standins import Around, Fuse, Killed, Topic, fused, shuffled
@@ -301,6 +304,55 @@ async def zigzag() -> House:
     house = House(ZIGZAG, live_from=ZIGZAG[4].closed_at, watchers=TALKATIVE)
     await house.open()
     return house
+
+
+class Picky(Topic):
+    """A topic that refuses every request in which one of the events *poison* is, and is down while it *is_down*."""
+
+    def __init__(self, *poison: str) -> None:
+        super().__init__()
+        self.poison = set(poison)
+        self.is_down = False
+
+    async def publish(self, events: Sequence[Event]) -> None:
+        if self.is_down:
+            raise UnavailableError("the event topic answered 503")
+        if any(event.event_id in self.poison for event in events):
+            raise RefusedError("the event topic answered 400")
+        await super().publish(events)
+
+
+@pytest.mark.parametrize("is_late", [False, True], ids=["at once", "by the sweep"])
+async def test_an_event_the_topic_refuses_is_buried_and_holds_up_no_other(is_late: bool) -> None:
+    """It lies in a dead letter of the signals domain, the others are told, and nothing is owed any more."""
+    reference = await zigzag()
+    await two_rounds(reference, reference.instance())
+    told = reference.topic.ids()
+    house, topic = await zigzag(), Picky(told[0], told[-1])
+    letters = DeadLetters(house.storage, house.wall)
+    service = house.instance(topic=Outbox(topic, letters, "signals"))
+    topic.is_down = is_late
+    for first in (0, 8):
+        event = await house.store(first, first + 8)
+        if is_late:
+            with pytest.raises(UnavailableError):
+                await service.evaluate(event)
+            assert await letters.newest(after=None, limit=10) == []
+        else:
+            await service.evaluate(event)
+    topic.is_down = False
+    house.wall.at += timedelta(hours=1)
+    await service.sweep()
+
+    assert sorted(topic.ids()) == sorted(told[1:-1])
+    assert await house.owing() == []
+    assert await service.sweep() == 0
+    found = await letters.newest(after=None, limit=10)
+    assert {letter.body["event_id"] for letter in found} == {told[0], told[-1]}
+    assert {(letter.partition, letter.body["origin"], letter.body["times"]) for letter in found} == {
+        ("signals", "outbox", 1)
+    }
+    assert as_bytes(await house.ledger()) == as_bytes(await reference.ledger())
 
 
 class EveryAnswer(Fuse):

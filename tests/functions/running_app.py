@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import sqlite3
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -19,6 +20,8 @@ from aiohttp import web
 from infra.local.discord import DEFAULT_WEBHOOK
 from infra.local.host.host import Host, Options
 from infra.local.host.worker import Function, Outcome
+from infra.local.oidc import PATH as OIDC
+from infra.local.oidc import OidcIssuer
 from infra.local.topic import load_subscriptions
 from infra.local.up.settings import Place, embedded
 from shared.clock import MarketTime
@@ -39,6 +42,8 @@ SECRETS = {
     "EVENT_GRID_TOPIC_KEY": "canary-topic-key-8h3Lq0",
     "SIGNALR_ACCESS_KEY": "canary-signalr-access-key-of-32-bytes-or-more",
     "DISCORD_TOKEN": "canary-discord-token_" + "Zq9" * 15,
+    "UNSUBSCRIBE_KEY": "canary-unsubscribe-key-of-32-characters-4Tz",
+    "ENDPOINT_KEYS": "canary:Y2FuYXJ5LWVuZHBvaW50LWtleS0zMi1ieXRlcyE5SmE=",
 }
 """What must never be seen anywhere: each is, or is inside, a secret setting of the app."""
 
@@ -86,7 +91,7 @@ class Asked:
 
 class Neighbours:
     """
-    Providers, topic, SignalR and Discord on one port; each does as asked, or answers as ``trouble`` says.
+    Providers, topic, SignalR, Discord and the OIDC issuer on one port; each does as asked, or as ``trouble`` says.
 
     ``prices`` are the last closes by symbol; a symbol in ``late`` misses so many of the newest sessions.
     """
@@ -97,6 +102,8 @@ class Neighbours:
         self.late: dict[str, int] = {}
         self.events: list[dict[str, Any]] = []
         self.asked: list[Asked] = []
+        self._state = sqlite3.connect(":memory:", isolation_level=None)
+        self._issuer = OidcIssuer(self._state, lambda: f"{self.url}{OIDC}")
         self._troubles: dict[str, Reply] = {}
 
     @contextmanager
@@ -113,8 +120,13 @@ class Neighbours:
         """How often a market-data provider was asked so far."""
         return sum(a.neighbour in PROVIDERS for a in self.asked)
 
+    def close(self) -> None:
+        """Forget the issuer's keys."""
+        self._state.close()
+
     def application(self) -> web.Application:
         app = web.Application()
+        app.add_routes(self._issuer.routes())
         app.router.add_route("*", "/{path:.*}", self._answer)
         return app
 
@@ -218,6 +230,7 @@ class App:
         self._worker = host.worker
         self._url = url
         self._http = http
+        self._tokens: dict[tuple[str, str], str] = {}
         self._watched: dict[str, None] = {}
         self._subscriptions = load_subscriptions(ROOT / "infra/subscriptions.toml")
 
@@ -239,6 +252,18 @@ class App:
     async def get(self, path: str, **query: str) -> Answer:
         """GET as anybody."""
         return await self.ask("GET", path, **query)
+
+    async def token(self, subject: str, *, role: str = "subscriber") -> str:
+        """An access token of the issuer that the app trusts, for a subscriber or an operator."""
+        if (subject, role) not in self._tokens:
+            wanted = {"subject": subject, "role": role}
+            async with self._http.post(f"{self.neighbours.url}{OIDC}/token", params=wanted) as answer:
+                self._tokens[subject, role] = (await answer.json())["access_token"]
+        return self._tokens[subject, role]
+
+    async def signed_in(self, subject: str, *, role: str = "subscriber") -> dict[str, str]:
+        """The header with which somebody is signed in."""
+        return {"Authorization": f"Bearer {await self.token(subject, role=role)}"}
 
     async def forgive(self) -> None:
         """Forget what providers refused, so that they are asked again at once."""
@@ -345,6 +370,7 @@ def _environment(folder: Path, url: str) -> dict[str, str]:
         ),
         "DISCORD_WEBHOOK_URL": f"{url}/discord/api/webhooks/{DEFAULT_WEBHOOK[0]}/{SECRETS['DISCORD_TOKEN']}",
         "CONTENT_DIGEST_SETTLE_SECONDS": "0",
+        "API_RATE_PER_MINUTE": "100000",
         "LOG_LEVEL": "DEBUG",
     }
 
@@ -365,11 +391,14 @@ async def _served(neighbours: Neighbours) -> AsyncIterator[None]:
         yield
     finally:
         await runner.cleanup()
+        neighbours.close()
 
 
 async def _close_connections() -> None:
     core = sys.modules["function_app"].core
     for provider in core.market.ingest.fetcher.providers:
         await provider.aclose()
+    await core.tokens.aclose()
+    await core.dead_letter_blobs.aclose()
     await core.publisher.close()
     await core.documents.close()

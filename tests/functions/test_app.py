@@ -43,18 +43,52 @@ ANONYMOUS = {
     ("GET", "posts"),
     ("GET", "posts/{post_id}"),
     ("GET", "feed.xml"),
+    ("GET", "alerts/{alert_id}/explain"),
+    ("GET", "alerts/{alert_id}/deliveries"),
+    ("GET", "unsubscribe"),
+    ("POST", "unsubscribe"),
     ("POST", "negotiate"),
     ("POST", "hooks/finnhub"),
 }
 """The allow-list: who adds a route here has decided that anybody may call it."""
 
 WITH_KEY = {
-    ("GET", "deadletters"),
     ("PUT", "watchlist/{symbol}"),
     ("DELETE", "watchlist/{symbol}"),
     ("POST", "fetches"),
     ("POST", "backtests"),
     ("DELETE", "fetches/{id}"),
+}
+
+SIGNED_IN = {
+    ("POST", "alerts/{alert_id}/acknowledge"),
+    ("GET", "subscriptions"),
+    ("POST", "subscriptions"),
+    ("GET", "subscriptions/{id}"),
+    ("PUT", "subscriptions/{id}"),
+    ("DELETE", "subscriptions/{id}"),
+    ("GET", "endpoints"),
+    ("GET", "endpoints/{channel}"),
+    ("PUT", "endpoints/{channel}"),
+    ("DELETE", "endpoints/{channel}"),
+    ("POST", "endpoints/{channel}/test"),
+    ("GET", "preferences"),
+    ("PUT", "preferences"),
+    ("GET", "mutes"),
+    ("POST", "mutes"),
+    ("DELETE", "mutes/{id}"),
+    ("POST", "my/fetches"),
+    ("DELETE", "my/fetches/{id}"),
+}
+"""What is somebody's own: the host lets everybody through to it, and we verify the token."""
+
+FOR_OPERATORS = {
+    ("GET", "audit"),
+    ("GET", "deadletters"),
+    ("GET", "deadletters/{dead_letter_id}"),
+    ("POST", "deadletters/replay"),
+    ("POST", "deadletters/{dead_letter_id}/replay"),
+    ("POST", "deadletters/{dead_letter_id}/discard"),
 }
 
 TIMERS = {
@@ -69,18 +103,24 @@ TIMERS = {
     "content_open_digests": "CONTENT_DIGEST_SCHEDULE",
     "content_sweep": "CONTENT_SWEEP_SCHEDULE",
     "system_sweep": "SYSTEM_SWEEP_SCHEDULE",
+    "system_canary": "CANARY_SCHEDULE",
+    "system_deadlettered": "SYSTEM_DEADLETTERED_SCHEDULE",
 }
 ON_EVENTS = {
     "market_on_earnings_reported",
     "signals_on_bars_ingested",
     "signals_on_backtest_requested",
     "alerts_on_signal_raised",
+    "alerts_on_bars_ingested",
+    "alerts_on_canary_sent",
     "content_on_signal_raised",
 }
 
 ROOMS = {word: word for word in ("market", "signals", "alerts", "content", "system")} | {"posts": "content"}
 """First word of a function's name → the domain it belongs to; what is everybody's has a name of its own."""
-EVERYBODYS = {"health", "openapi", "deadletters_list"}
+EVERYBODYS = {"health", "openapi", "audit_list"} | {
+    f"deadletters_{what}" for what in ("list", "read", "replay", "discard", "replay_range")
+}
 
 LATE = ("azure.eventgrid", "azure.core", "azure.identity", "aiohttp", "httpx", "numpy", "talib", "jinja2", "jwt")
 """What a cold start must not pay for before somebody needs it."""
@@ -100,21 +140,41 @@ OTHER_LICENCES = {
 
 
 async def test_the_routes_are_the_allow_list_and_the_ones_with_a_key(app: App) -> None:
-    """Whoever needs no key is on a list that a person keeps; everything else asks for the function key."""
+    """Whoever needs no key and no token is on a list that a person keeps; everything else asks for one of them."""
     found: dict[str, set[tuple[str, str]]] = {"ANONYMOUS": set(), "FUNCTION": set()}
     for function in app.functions.values():
         if function.trigger_type == "httpTrigger":
             [method] = function.trigger["methods"]
             found[function.trigger["authLevel"]].add((method, function.trigger["route"]))
-    assert found == {"ANONYMOUS": ANONYMOUS, "FUNCTION": WITH_KEY}
+    assert found == {"ANONYMOUS": ANONYMOUS | SIGNED_IN | FOR_OPERATORS, "FUNCTION": WITH_KEY}
+
+
+async def test_what_we_guard_ourselves_is_what_the_lists_say(app: App) -> None:
+    """A route that the host opens to all, and is on no list of anonymous ones, is verified by us in the right role."""
+    found: dict[str, set[tuple[str, str]]] = {"anonymous": set(), "key": set(), "subscriber": set(), "operator": set()}
+    for endpoint in sys.modules["function_app"].api.endpoints:
+        found[endpoint.auth].add((endpoint.method, endpoint.route))
+    assert found == {"anonymous": ANONYMOUS, "key": WITH_KEY, "subscriber": SIGNED_IN, "operator": FOR_OPERATORS}
 
 
 async def test_the_host_refuses_a_call_without_the_key(app: App) -> None:
     """FUNCTION means that the host asks for the key, in the header or as ?code=."""
-    assert (await app.get("/api/deadletters")).status == 401
-    assert (await app.get("/api/deadletters", code="guessed")).status == 401
-    assert (await app.ask("PUT", "/api/watchlist/NOKEY")).status == 401
-    assert (await app.get("/api/deadletters", code=HOST_KEYS["TROOP_FUNCTION_KEY"])).status == 200
+    refused = [await app.ask("DELETE", "/api/watchlist/NOKEY", **query) for query in ({}, {"code": "guessed"})]
+    assert [answer.status for answer in refused] == [401, 401]
+    let_in = await app.ask("DELETE", "/api/watchlist/NOKEY", code=HOST_KEYS["TROOP_FUNCTION_KEY"])
+    assert (let_in.status, let_in.content_type) == (404, "application/problem+json")
+
+
+async def test_we_refuse_a_call_without_the_right_token(app: App) -> None:
+    """Nobody is told to sign in, a subscriber that it takes an operator; an operator is let in."""
+    subscriber = await app.signed_in("ada")
+    operator = await app.signed_in("olga", role="operator")
+    for method, route in SIGNED_IN | FOR_OPERATORS:
+        path = "/api/" + route.replace("{", "").replace("}", "")
+        assert (await app.ask(method, path)).status == 401, route
+        if (method, route) in FOR_OPERATORS:
+            assert (await app.ask(method, path, headers=subscriber)).status == 403, route
+        assert (await app.ask(method, path, headers=operator)).status not in (401, 403), route
 
 
 async def test_timers_fire_by_a_setting_each(app: App) -> None:
@@ -178,7 +238,7 @@ print(json.dumps({"functions": functions, "modules": modules, "opened": opened, 
 
 
 def settings() -> dict[str, str]:
-    """The least an operator must set; nobody listens at these addresses."""
+    """The least with which every function is there; nobody listens at these addresses."""
     return {
         "PATH": os.environ["PATH"],
         "PYTHONDONTWRITEBYTECODE": "",
@@ -187,6 +247,7 @@ def settings() -> dict[str, str]:
         "DISCORD_WEBHOOK_URL": f"http://127.0.0.1:9/api/webhooks/{DEFAULT_WEBHOOK[0]}/{'t' * 68}",
         "ALPHA_VANTAGE_KEY": "a-key",
         "FINNHUB_KEY": "a-key",
+        "DEAD_LETTERS_URL": "http://127.0.0.1:9/deadletters",
     }
 
 

@@ -38,7 +38,8 @@ class Woken:
 
     async def post(self, body: object) -> func.HttpResponse:
         text = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return await self["signals_backtest_request"](a_request("POST", "/api/backtests", body=text))
+        headers = {"content-type": "application/json"}
+        return await self["signals_backtest_request"](a_request("POST", "/api/backtests", body=text, headers=headers))
 
     async def get(self, function: str, params: Mapping[str, str] | None = None, **route: str) -> Mapping[str, Any]:
         answer = await self[function](a_request(params=params, route=route))
@@ -128,7 +129,7 @@ async def test_several_symbols_are_several_backtests(woken: Woken) -> None:
         ({**ASKED, "strategy": "magic"}, 400, "strategy: 'magic' is unknown"),
         ({"entry": "magic", "symbol": "AAPL"}, 400, "entry: none is called 'magic'"),
         ({**ASKED, "params": {"fast": 0}}, 400, "params.fast: "),
-        (b'{"strategy": "sma_cross", "symbol": "AAPL", "params": {"fast": NaN}}', 400, "params.fast: "),
+        (b'{"strategy": "sma_cross", "symbol": "AAPL", "params": {"fast": NaN}}', 400, "the body holds NaN"),
         ({**ASKED, "from": "2030-01-01"}, 400, "from, to: 0 bars"),
         ({**ASKED, "params": {"slow": 900}}, 400, "params: sma_cross must see 901 bars"),
         ({**ASKED, "validation": "purged_cv", "grid": {"fast": [*range(1, 502)]}}, 400, "grid: 501 variants"),
@@ -151,7 +152,7 @@ async def test_a_second_opening_of_the_hold_out_is_a_conflict(woken: Woken) -> N
     await woken.hear()
     answer = await woken.post({**ASKED, "validation": "walk_forward", "grid": {"fast": [4]}})
     assert answer.status_code == 409
-    assert "choose another from or to" in json.loads(answer.get_body())["detail"]
+    assert "choose a to before" in json.loads(answer.get_body())["detail"]
 
 
 async def test_an_unknown_backtest_is_not_found(woken: Woken) -> None:

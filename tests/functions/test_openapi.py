@@ -1,6 +1,7 @@
 """openapi.json is the API: its routes, its keys, and what it really answers."""
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 from xml.etree import ElementTree as ET
 
@@ -11,13 +12,16 @@ from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
 
+from alerts.logic.unsubscribing import Leaving
 from tests.functions.running_app import Answer, App, Reply
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session")]
 
 READS = {
     "/health": {},
+    "/audit": {"limit": "5"},
     "/deadletters": {"limit": "5"},
+    "/deadletters/{dead_letter_id}": {"source": "alerts_on_signal_raised"},
     "/openapi.json": {},
     "/bars/{symbol}": {"limit": "20", "interval": "1d"},
     "/quotes/{symbol}": {},
@@ -33,6 +37,15 @@ READS = {
     "/backtests": {},
     "/backtests/{id}": {},
     "/alerts": {},
+    "/alerts/{alert_id}/explain": {},
+    "/alerts/{alert_id}/deliveries": {},
+    "/subscriptions": {},
+    "/subscriptions/{id}": {},
+    "/endpoints": {},
+    "/endpoints/{channel}": {},
+    "/preferences": {},
+    "/mutes": {},
+    "/unsubscribe": {},
     "/posts": {"kind": "digest"},
     "/posts/{post_id}": {},
     "/feed.xml": {},
@@ -63,24 +76,82 @@ def faults(description: dict[str, Any], schema: dict[str, Any], value: object) -
 
 
 async def ask(app: App, path: str, **query: str) -> Answer:
-    """Ask a described path with real names in it."""
-    names = {"{symbol}": "WAVE", "{name}": "sma-10-30"}
-    if "{post_id}" in path:
-        names["{post_id}"] = (await app.get("/api/posts", limit="1")).json()["items"][0]["post_id"]
-    if "{signal_id}" in path:
-        names["{signal_id}"] = (await app.get("/api/signals", symbol="WAVE")).json()["items"][0]["signal_id"]
-    if path == "/fetches/{id}":
-        wanted = {"symbol": "WAVE", "interval": "1d", "from": "2012-06-01", "to": "2012-07-01"}
-        names["{id}"] = (await app.ask("POST", "/api/fetches", key=True, json=wanted)).json()["fetch_id"]
-    if path == "/backtests/{id}":
-        wanted = {"entry": "sma-10-30", "symbol": "WAVE"}
-        names["{id}"] = (await app.ask("POST", "/api/backtests", key=True, json=wanted)).json()["items"][0][
-            "backtest_id"
-        ]
+    """Ask a described path with real names in it; where one must be, signed in as an operator with her own rules."""
+    personal = {f"/{endpoint.route}" for endpoint in sys.modules["function_app"].api.endpoints if endpoint.is_personal}
+    headers = await app.signed_in("olga", role="operator") if path in personal else {}
+    if path == "/unsubscribe":
+        query["token"] = await link_of(app)
     whole = "/api" + path
-    for name, value in names.items():
-        whole = whole.replace(name, value)
-    return await app.ask("GET", whole, key=path == "/deadletters", **query)
+    for name, make in NAMES.items():
+        if f"{{{name}}}" in whole:
+            whole = whole.replace(f"{{{name}}}", await make(app, path))
+    return await app.ask("GET", whole, headers=headers, **query)
+
+
+async def first_of(app: App, path: str, id_: str, **query: str) -> str:
+    """The id of the newest thing in a list."""
+    return str((await ask(app, path, **query)).json()["items"][0][id_])
+
+
+async def made(app: App, path: str) -> str:
+    """The id of something that was asked for just now."""
+    if path.startswith("/fetches"):
+        wanted = {"symbol": "WAVE", "interval": "1d", "from": "2012-06-01", "to": "2012-07-01"}
+        return str((await app.ask("POST", "/api/fetches", key=True, json=wanted)).json()["fetch_id"])
+    if path.startswith("/backtests"):
+        answer = await app.ask("POST", "/api/backtests", key=True, json={"entry": "sma-10-30", "symbol": "WAVE"})
+        return str(answer.json()["items"][0]["backtest_id"])
+    operator = await app.signed_in("olga", role="operator")
+    answer = await app.ask("POST", "/api/subscriptions", headers=operator, json={"channels": ["signalr"]})
+    return str(answer.json()["subscription_id"])
+
+
+def webhook_of(app: App) -> str:
+    """A webhook of somebody's at our own stand-in, so that nothing is sent elsewhere."""
+    return f"{app.neighbours.url}/discord/api/webhooks/{'1' * 18}/{'t' * 68}"
+
+
+async def address(app: App, path: str) -> str:
+    """The channel for which an address was given just now."""
+    operator = await app.signed_in("olga", role="operator")
+    webhook = {"address": webhook_of(app)}
+    assert (await app.ask("PUT", "/api/endpoints/discord", headers=operator, json=webhook)).status == 200
+    return "discord"
+
+
+async def buried(app: App, path: str) -> str:
+    """The id of an event that nobody could use."""
+    event = {"specversion": "1.0", "id": "no-signal", "source": "/stranger", "type": "signals.signal_raised.v1"}
+    assert (await app.notify("alerts_on_signal_raised", {**event, "data": {"symbol": 7}})).status == 202
+    letters = (await ask(app, "/deadletters", source="alerts_on_signal_raised", limit="500")).json()["items"]
+    return next(str(letter["dead_letter_id"]) for letter in letters if letter["event_id"] == "no-signal")
+
+
+async def link_of(app: App) -> str:
+    """The token of an unsubscribe link that the app signed."""
+    links = sys.modules["function_app"].alerting.rules.links
+    leaving = Leaving(subscriber="olga", channel="signalr", subscription_id=None)
+    return str(links.sign(leaving, now=sys.modules["function_app"].core.wall.now()))
+
+
+async def known(app: App, path: str) -> str:
+    """What the small run was about."""
+    return "WAVE" if "{symbol}" in path else "sma-10-30"
+
+
+type Make = Callable[[App, str], Awaitable[str]]
+
+NAMES: dict[str, Make] = {
+    "symbol": known,
+    "name": known,
+    "id": made,
+    "channel": address,
+    "dead_letter_id": buried,
+    "post_id": lambda app, _: first_of(app, "/posts", "post_id"),
+    "signal_id": lambda app, _: first_of(app, "/signals", "signal_id", symbol="WAVE"),
+    "alert_id": lambda app, _: first_of(app, "/alerts", "alert_id"),
+}
+"""What stands in a path, and how to get one that exists."""
 
 
 async def test_it_is_valid_openapi_3_1(description: dict[str, Any]) -> None:
@@ -101,13 +172,18 @@ async def test_it_describes_the_routes_that_exist_and_no_other(description: dict
     }
 
 
-async def test_security_stands_where_the_host_asks_for_a_key(description: dict[str, Any], app: App) -> None:
-    """An operation says that it needs the function key exactly if the host refuses a caller without."""
-    [scheme] = description["components"]["securitySchemes"]
+async def test_security_stands_where_a_caller_is_refused(description: dict[str, Any], app: App) -> None:
+    """An operation says that it needs the function key, or a token, exactly if one without is refused for that."""
+    assert set(description["components"]["securitySchemes"]) == {"functionKey", "bearer"}
     for method, path, operation in operations(description):
         answer = await app.ask(method, "/api" + path.replace("{", "").replace("}", ""))
-        refused = answer.status == 401 and answer.content_type != "application/problem+json"  # the host, not the app
-        assert operation.get("security", []) == ([{scheme: []}] if refused else []), path
+        if answer.status != 401 or path == "/hooks/finnhub":  # which asks for a header of the provider's own
+            wanted = []
+        elif answer.content_type == "application/problem+json":
+            wanted = [{"bearer": []}]
+        else:  # the host, not the app
+            wanted = [{"functionKey": []}]
+        assert operation.get("security", []) == wanted, path
 
 
 async def test_every_get_has_a_question_in_this_file(description: dict[str, Any]) -> None:
@@ -123,7 +199,7 @@ async def test_what_a_read_answers_is_as_described(filled: App, description: dic
     assert (answer.status, answer.content_type) == (200, content_type), answer.text
     if content_type.endswith("xml"):
         assert len(list(ET.fromstring(answer.text))) > 3
-    else:
+    elif content_type == "application/json":
         assert faults(description, content["schema"], answer.json()) == []
 
 
@@ -141,11 +217,10 @@ async def test_the_lists_have_items_to_judge(filled: App, description: dict[str,
 
 async def test_a_dead_letter_is_as_described(filled: App, description: dict[str, Any]) -> None:
     """An event that nobody can use is shown with its reason."""
-    event = {"specversion": "1.0", "id": "no-signal", "source": "/stranger", "type": "signals.signal_raised.v1"}
-    assert (await filled.notify("alerts_on_signal_raised", {**event, "data": {"symbol": 7}})).status == 202
-    answer = (await ask(filled, "/deadletters")).json()
-    [item] = [item for item in answer["items"] if item["event_id"] == "no-signal"]
-    assert item["source"] == "alerts_on_signal_raised"
+    id_ = await buried(filled, "")
+    answer = (await ask(filled, "/deadletters", limit="500")).json()
+    [item] = [item for item in answer["items"] if item["dead_letter_id"] == id_]
+    assert (item["source"], item["event_id"]) == ("alerts_on_signal_raised", "no-signal")
     assert "signal_id: Field required" in item["reason"]
     schema = description["paths"]["/deadletters"]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
     assert faults(description, schema, answer) == []

@@ -72,10 +72,21 @@ def test_parameters_are_chosen_and_the_hold_out_is_opened_once(store: Path) -> N
     assert again.output == first.output
     other = troop(*search, "--grid", "fast=4,6", "slow=20,30", store=store)
     assert other.exit_code == 1
-    assert "was opened by backtest" in other.output
+    assert "were opened by backtest" in other.output
     assert "Sharpe" not in other.output
     plain = troop("sma_cross", "MSFT", "--params", "fast=4 slow=20", *SHORT, store=store)
     assert "after 5 variants tried on this series" in plain.output
+
+
+def test_a_page_that_has_no_place_is_refused_before_the_hold_out_is_opened(store: Path, tmp_path: Path) -> None:
+    """Nothing was done: the same search with another grid is still free."""
+    search = ("sma_cross", "IBM", "--purged-cv", "2", "--from", "2009-01-02", "--to", "2011-12-30")
+    for option in ("--report", "--json"):
+        result = troop(*search, "--grid", "fast=3,5", option, tmp_path / "none" / "out", store=store)
+        assert result.exit_code == 2
+        assert f"{option}: there is no folder" in result.output
+        assert f"{option}: {tmp_path} is a folder" in troop(*search, option, tmp_path, store=store).output
+    assert troop(*search, "--grid", "fast=4,6", store=store).exit_code == 0
 
 
 def test_strict_tells_by_its_exit_code_that_a_check_failed(store: Path) -> None:

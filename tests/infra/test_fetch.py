@@ -11,7 +11,7 @@ import typer
 from typer.testing import CliRunner
 
 from infra import fetch as module
-from infra.fetch import Progress, coverage_lines, provider_lines, register, request, strip
+from infra.fetch import Progress, coverage_lines, prefetch_line, provider_lines, register, request, strip
 
 FETCH: dict[str, Any] = {
     "fetch_id": "f1",
@@ -250,3 +250,21 @@ class TestCoverage:
         empty = {**COVERAGE, "provider": None, "held": [], "missing": [], "absent": [], "actions": []}
 
         assert "nobody yet" in coverage_lines(empty)
+
+
+@pytest.mark.parametrize(
+    ("facts", "line"),
+    [
+        (
+            {"is_on": True, "switched_at": "2026-11-21T05:00:00Z", "hit_rate": 0.42, "waste": 0.3},
+            "prefetch       on since 2026-11-21 05:00  42% of requests found it  30% wasted (7 used, 3 not)",
+        ),
+        (
+            {"is_on": False, "switched_at": None, "hit_rate": None, "waste": None},
+            "prefetch       off  - of requests found it  - wasted (7 used, 3 not)",
+        ),
+    ],
+)
+def test_prefetching_is_shown_with_its_waste(facts, line):
+    """Beside the providers stands what fetching ahead of the asking brought, and what it cost in vain."""
+    assert prefetch_line({**facts, "used": 7, "wasted": 3}) == line

@@ -59,7 +59,6 @@ def embedded(place: Place, *, time: MarketTime | None, live_from: str, plan: str
         "SYSTEM_DEADLETTERED_SCHEDULE": "*/5 * * * * *",
         "DEAD_LETTERS_URL": f"{cloud}/topic/deadletters",
         "SYSTEM_SWEEP_SCHEDULE": "0 */10 * * * *",
-        "SYSTEM_DEADLETTERED_SCHEDULE": "*/10 * * * * *",
         "CANARY_SCHEDULE": "0 */5 * * * *",
         "ALERTS_LEASE_SECONDS": "10",
         "CONTENT_DIGEST_SETTLE_SECONDS": "5",

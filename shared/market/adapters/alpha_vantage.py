@@ -66,6 +66,8 @@ GRACE = timedelta(hours=12)
 
 COMPACT_DAYS = timedelta(days=135)
 """How far back a compact daily answer surely reaches: 100 sessions are 20 weeks or more."""
+COMPACT_MOST_DAYS = timedelta(days=160)
+"""Further back no compact daily answer reaches."""
 COMPACT_ROWS = 95
 """How many rows a compact answer surely holds: 100, less some slack."""
 TRAILING = timedelta(days=29)
@@ -193,20 +195,28 @@ class AlphaVantage:
         """
         Fetch the bars that have closed by *now*; older ones than asked for may be among them.
 
-        Intraday bars from long ago come some months at a time, oldest first.
+        Intraday bars from long ago come some months at a time, oldest first. A key that is refused long answers gets
+        what a short one holds, and NotEntitledError where that is nothing of what is asked for.
         """
         rows = Rows(market=calendar(self._market), interval=interval, now=now)
+        begin = end = None
         if interval is Interval.DAY:
-            knows_splits = await self._daily(rows, symbol, since=since, now=now, turn=turn)
+            knows_splits, begin = await self._daily(rows, symbol, since=since, until=until, now=now, turn=turn)
         else:
             knows_splits = False
             last = min(until or now, now)
             for request in self._intraday_requests(symbol, interval, since=since, until=last, now=now):
-                self._add_intraday(rows, await self._minutes(request, turn))
+                found, is_cut = await self._minutes(request, turn)
+                self._add_intraday(rows, found)
+                begin = rows.bars[0].opened_at if is_cut and rows.bars else None
+                self._refuse_before(begin, until)
+                end = self._month_end(request, last)
         is_first = interval is Interval.DAY and since is None and bool(rows.bars)
         if not knows_splits and (is_first or rows.may_hide_a_split(since=since)):
             rows.mark_splits(await self._splits(symbol, turn))
-        return rows.fetched(symbol=symbol, provider=self.name, adjustment=Adjustment.RAW)
+        return rows.fetched(
+            symbol=symbol, provider=self.name, adjustment=Adjustment.RAW, covers_since=begin, covers_through=end
+        )
 
     async def quote(self, symbol: str, *, turn: Turn) -> Quote:
         """Fetch the last price; without an entitlement it is the close, and is renewed once a day."""
@@ -289,9 +299,16 @@ class AlphaVantage:
 
         return await self._ask(turn, {"function": "SPLITS", "symbol": symbol}, read)
 
-    async def _daily(self, rows: Rows, symbol: str, *, since: datetime | None, now: datetime, turn: Turn) -> bool:
-        """Gather the daily rows by the best call this key is not refused; tell whether splits came with them."""
+    async def _daily(
+        self, rows: Rows, symbol: str, *, since: datetime | None, until: datetime | None, now: datetime, turn: Turn
+    ) -> tuple[bool, datetime | None]:
+        """
+        Gather the daily rows by the best call this key is not refused.
+
+        Tells whether splits came with them, and since when the answer speaks for the asked range if not for all of it.
+        """
         is_long = since is None or now - since > COMPACT_DAYS
+        begins_at = None
         size = "full" if is_long else "compact"
         choices = [("TIME_SERIES_DAILY_ADJUSTED", size, "")]
         if is_long:
@@ -308,7 +325,11 @@ class AlphaVantage:
         else:
             function = "TIME_SERIES_DAILY"
             request = {"function": function, "symbol": symbol, "outputsize": "compact"}
+            self._refuse_before(now - COMPACT_MOST_DAYS, until)
             found = await self._ask(turn, request, _oldest_first)
+            if is_long and len(found) >= COMPACT_ROWS:
+                begins_at = self._opening_of(found[0][0])
+                self._refuse_before(begins_at, until)
         has_splits = function == "TIME_SERIES_DAILY_ADJUSTED"
         # The last bar of those known before is looked at again: it shows a revision, and a jump after it a split.
         known = since.astimezone(rows.market.zone).date().isoformat() if since else ""
@@ -321,16 +342,46 @@ class AlphaVantage:
                 continue
             split = row.get("8. split coefficient", "1.0") if has_splits else 1.0
             rows.add(label, day, _numbers(row), split=split)
-        return has_splits
+        return has_splits, begins_at
 
-    async def _minutes(self, request: _Request, turn: Turn) -> list[tuple[str, Mapping[str, Any]]]:
+    def _refuse_before(self, begins_at: datetime | None, until: datetime | None) -> None:
+        """
+        Say no where nothing of what is asked for is within reach: an empty answer would say that there is nothing.
+
+        Raises:
+            NotEntitledError: all of it lies before *begins_at*.
+
+        """
+        if begins_at is not None and until is not None and until <= begins_at:
+            raise NotEntitledError(
+                f"the Alpha Vantage plan ({self._plan}) includes no such bars before {begins_at:%Y-%m-%d}: "
+                "see ALPHA_VANTAGE_PLAN"
+            )
+
+    def _opening_of(self, label: str) -> datetime | None:
+        try:
+            return calendar(self._market).bar_of_date(date.fromisoformat(label))[0]
+        except (ValueError, ConfigurationError, InvalidPayloadError):
+            return None  # named as a row that cannot be true
+
+    def _month_end(self, request: _Request, last: datetime) -> datetime | None:
+        """Where the month that is asked for ends, if that is before the *last* instant wanted."""
+        if "month" not in request:
+            return None
+        year, month = map(int, request["month"].split("-"))
+        end = datetime(year + month // 12, month % 12 + 1, 1, tzinfo=calendar(self._market).zone)
+        return end.astimezone(UTC) if end < last else None
+
+    async def _minutes(self, request: _Request, turn: Turn) -> tuple[list[tuple[str, Mapping[str, Any]]], bool]:
+        """The rows, and whether there are older ones that this key does not get."""
         is_full = request["outputsize"] == "full"
         try:
-            return await self._ask(turn, request, _intraday, parameter=FULL if is_full else "")
+            return await self._ask(turn, request, _intraday, parameter=FULL if is_full else ""), False
         except NotEntitledError:
             if not is_full or "month" in request:
                 raise
-        return await self._ask(turn, request | {"outputsize": "compact"}, _intraday)
+        found = await self._ask(turn, request | {"outputsize": "compact"}, _intraday)
+        return found, len(found) >= COMPACT_ROWS
 
     def _add_intraday(self, rows: Rows, found: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
         for label, row in found:

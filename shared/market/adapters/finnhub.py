@@ -150,7 +150,9 @@ class Finnhub:
         """
         market = calendar(self._market)
         rows = Rows(market=market, interval=interval, now=now)
-        for begin, end in _windows(interval, since=since, until=min(until or now, now)):
+        last = min(until or now, now)
+        windows = _windows(interval, since=since, until=last)
+        for begin, end in windows:
             candles = await self._ask(
                 turn,
                 "stock/candle",
@@ -172,7 +174,13 @@ class Finnhub:
             return rows.fetched(symbol=symbol, provider=self.name, adjustment=Adjustment.SPLIT)
         if rows.may_hide_a_split(since=since):
             rows.mark_splits(await self._splits(symbol, turn))
-        return rows.fetched(symbol=symbol, provider=self.name, adjustment=Adjustment.RAW)
+        through = windows[-1][1]
+        return rows.fetched(
+            symbol=symbol,
+            provider=self.name,
+            adjustment=Adjustment.RAW,
+            covers_through=through if through < last else None,
+        )
 
     async def quote(self, symbol: str, *, turn: Turn) -> Quote:
         """Fetch the last price."""

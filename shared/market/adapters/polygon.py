@@ -161,6 +161,8 @@ class Polygon:
         oldest = now - FREE_HISTORY
         begin, end = self._range(interval, since=since, until=min(until or now, now))
         pending = _slices(interval, begin, end)
+        through = pending[-1][1] if pending else end
+        since_when = None
         while pending:
             first, last = pending.pop(0)
             parameter = OLD if last < oldest else TODAY if last >= today else ""
@@ -168,7 +170,8 @@ class Polygon:
                 found = await self._range_of(symbol, interval, first, last, turn=turn, parameter=parameter)
             except NotEntitledError:
                 if parameter == OLD and end > oldest:
-                    pending = _slices(interval, oldest, end)
+                    pending, since_when = _slices(interval, oldest, end), oldest
+                    through = pending[-1][1]
                     continue
                 before = market.previous_close(today).closes_at
                 if parameter != TODAY or before <= first or (since is not None and before <= since):
@@ -181,7 +184,13 @@ class Polygon:
         is_first = interval is Interval.DAY and since is None and bool(rows.bars)
         if is_first or rows.may_hide_a_split(since=since):
             rows.mark_splits(await self._splits(symbol, turn))
-        return rows.fetched(symbol=symbol, provider=self.name, adjustment=Adjustment.RAW)
+        return rows.fetched(
+            symbol=symbol,
+            provider=self.name,
+            adjustment=Adjustment.RAW,
+            covers_since=since_when,
+            covers_through=through if through < end else None,
+        )
 
     async def grouped(self, day: date, *, turn: Turn) -> Mapping[str, Bar]:
         """

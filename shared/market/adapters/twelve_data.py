@@ -183,7 +183,9 @@ class TwelveData:
         A long history comes some slices at a time, oldest first. Nothing is asked where no bar has closed.
         """
         rows = Rows(market=calendar(self._market), interval=interval, now=now)
-        for part in self._slices(interval, since=since, until=min(until or now, now)):
+        last = min(until or now, now)
+        parts = self._slices(interval, since=since, until=last)
+        for part in parts:
             for label, row in await self._slice(symbol, interval, part, turn):
                 try:
                     at = date.fromisoformat(label[:10]) if interval is Interval.DAY else _utc(label)
@@ -191,7 +193,13 @@ class TwelveData:
                     rows.refuse(label, "the label is no time")
                     continue
                 rows.add(label, at, [row.get(name) for name in ("open", "high", "low", "close", "volume")])
-        return rows.fetched(symbol=symbol, provider=self.name, adjustment=Adjustment.SPLIT)
+        is_cut = bool(parts) and parts[-1].end < rows.market.last_bar_close(interval, last)
+        return rows.fetched(
+            symbol=symbol,
+            provider=self.name,
+            adjustment=Adjustment.SPLIT,
+            covers_through=parts[-1].end if is_cut else None,
+        )
 
     async def quote(self, symbol: str, *, turn: Turn) -> Quote:
         """Fetch the last price."""

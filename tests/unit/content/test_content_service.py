@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from content.models import Kind, signal_post_id
 from content.service import DIGEST_DELAY, GRACE
 from shared.errors import NotFoundError, RefusedError, UnavailableError
+from shared.inbound import DeadLetters
 from shared.market.sessions import calendar
+from shared.outbox import Outbox
 from tests.builders import WALL
 from tests.standins import CLOSE, Around, Topic, a_signal, shuffled
 from tests.unit.content.newsroom import SESSION, SETTLE, Newsroom, a_post
@@ -428,7 +430,7 @@ async def test_a_post_whose_event_was_not_told_is_told_by_the_sweep(room):
 
 
 async def test_one_post_in_trouble_holds_up_no_other(room):
-    """What the topic refuses stays owed and is passed by; everything behind it is done."""
+    """What the topic refuses for good is kept as a dead letter and tried no more; everything behind it is done."""
     poison = signal_post_id(SIGNALS["one"].signal_id)
 
     class Picky(Topic):
@@ -445,11 +447,15 @@ async def test_one_post_in_trouble_holds_up_no_other(room):
     await room.service().open_digests()
     room.wall.at += SETTLE
 
-    assert await room.service(publisher=topic).sweep() == len(NAMES)
+    letters = DeadLetters(room.documents, room.wall)
+    assert await room.service(publisher=Outbox(topic, letters, "content")).sweep() == len(NAMES) + 1
 
     assert len(topic.told) == len(NAMES)
     assert await room.digest() is not None
-    assert await room.owed() == 1
+    assert await room.owed() == 0
+    [letter] = await letters.newest(after=None, limit=10)
+    assert (letter.partition, letter.body["origin"]) == ("content", "outbox")
+    assert letter.body["event"]["data"]["post_id"] == poison
 
 
 async def test_a_sweep_stops_at_its_budget(room):

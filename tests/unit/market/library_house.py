@@ -34,6 +34,7 @@ class Seller:
         self.gate = asyncio.Event()
         self.gate.set()
         self.most = None
+        self.covers = (None, None)
 
     async def bars(
         self, symbol, interval, *, since, now, until=None, provider=None, priority, deadline=None, is_first=False
@@ -56,6 +57,8 @@ class Seller:
             provider=provider or self.provider,
             adjustment=self.adjustment,
             bars=tuple(bars[: self.most]),
+            covers_since=self.covers[0],
+            covers_through=self.covers[1],
         )
 
     async def quote(self, symbol, *, priority, deadline=None):

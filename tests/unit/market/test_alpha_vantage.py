@@ -978,3 +978,76 @@ async def test_recorded_actions(provider):
         ("2021-11-04", 1.046),
     ]
     assert (actions[-1].day.isoformat(), actions[-1].dividend) == ("2026-05-08", 1.69)
+
+
+def hundred_days(last: date) -> str:
+    """A compact answer: the hundred sessions through *last*."""
+    sessions = calendar().sessions(last - timedelta(days=200), last)[-100:]
+    row = {"1. open": "5", "2. high": "6", "3. low": "4", "4. close": "5", "5. volume": "10"}
+    return json.dumps({"Time Series (Daily)": {str(session.date): row for session in sessions}})
+
+
+REFUSED_LONG = [("TIME_SERIES_DAILY_ADJUSTED", ""), ("TIME_SERIES_DAILY", FULL)]
+
+
+async def test_short_answer_does_not_speak_of_what_lies_before_it(provider):
+    """A key that gets a hundred sessions says nothing of those before: they are not for its plan, but they exist."""
+    alpha_vantage, endpoint = provider(
+        {"TIME_SERIES_DAILY": hundred_days(NOW.date()), "SPLITS": payload("splits.json")}, plan="free"
+    )
+    endpoint.turns.refused |= set(REFUSED_LONG)
+
+    fetched = await alpha_vantage.bars("ACME", Interval.DAY, since=NOW - timedelta(days=300), now=NOW)
+
+    assert len(fetched.bars) == 99  # today's has not closed
+    assert fetched.covers_since == fetched.bars[0].opened_at
+
+
+async def test_short_history_is_known_to_be_whole(provider):
+    """Less than a hundred sessions are all there are, so what lies before them does not exist."""
+    alpha_vantage, endpoint = provider(
+        {"TIME_SERIES_DAILY": payload("daily.json"), "SPLITS": payload("splits.json")}, plan="free"
+    )
+    endpoint.turns.refused |= set(REFUSED_LONG)
+
+    fetched = await alpha_vantage.bars("ACME", Interval.DAY, since=NOW - timedelta(days=300), now=NOW)
+
+    assert (len(fetched.bars), fetched.covers_since) == (4, None)
+
+
+@pytest.mark.parametrize(("days_ago", "calls"), [(3000, 0), (150, 1)])
+async def test_history_out_of_reach_is_refused_rather_than_empty(provider, days_ago, calls):
+    """Where nothing asked for can be in a short answer the plan is the reason, at no call where that is sure."""
+    alpha_vantage, endpoint = provider({"TIME_SERIES_DAILY": hundred_days(NOW.date())}, plan="free")
+    endpoint.turns.refused |= set(REFUSED_LONG)
+    until = NOW - timedelta(days=days_ago)
+
+    with pytest.raises(NotEntitledError, match=r"plan \(free\) includes no such bars before .*ALPHA_VANTAGE_PLAN"):
+        await alpha_vantage.bars("ACME", Interval.DAY, since=until - timedelta(days=200), until=until, now=NOW)
+
+    assert len(endpoint.asked) == calls
+
+
+async def test_half_a_year_of_minutes_does_not_speak_of_the_months_behind_it(provider):
+    """The first six months are asked for; that the seventh is empty is not said."""
+    alpha_vantage, endpoint = provider(intraday())
+    since = datetime(2023, 10, 10, tzinfo=UTC)
+
+    fetched = await alpha_vantage.bars("ACME", Interval.MINUTE, since=since, now=NOW)
+
+    assert endpoint.asked[-1]["month"] == "2024-03"
+    assert fetched.covers_through == datetime(2024, 4, 1, 4, tzinfo=UTC)
+
+
+async def test_minutes_out_of_reach_are_refused_rather_than_empty(provider):
+    """A key that gets the newest hundred minutes only hears so, and is not told that there were none before."""
+    minutes = [f"2024-07-05 {9 + (30 + n) // 60:02}:{(30 + n) % 60:02}:00" for n in range(100)]
+    alpha_vantage, endpoint = provider(intraday(*minutes))
+    endpoint.turns.refused.add(("TIME_SERIES_INTRADAY", FULL))
+    since, noon = datetime(2024, 7, 2, 14, tzinfo=UTC), datetime(2024, 7, 5, 16, tzinfo=UTC)
+
+    fetched = await alpha_vantage.bars("ACME", Interval.MINUTE, since=since, until=noon, now=NOW)
+    with pytest.raises(NotEntitledError, match="no such bars before 2024-07-05"):
+        await alpha_vantage.bars("ACME", Interval.MINUTE, since=since, until=fetched.covers_since, now=NOW)
+
+    assert fetched.covers_since == datetime(2024, 7, 5, 13, 30, tzinfo=UTC)

@@ -827,3 +827,13 @@ async def test_every_trouble_is_one_of_ours(house):
             pass
         house.wall.at += timedelta(seconds=dice.uniform(0, 60))
     assert answered > 20
+
+
+async def test_symbol_is_not_unknown_while_another_cannot_say(house):
+    """Who is down or throttled might know it: the caller is told to come back, not that it does not exist."""
+    house.first.trouble = UnknownSymbolError("no such symbol")
+    house.second.trouble = DailyQuotaError("the day is spent", retry_after=DAY)
+    house.third.trouble = RefusedError("neither")
+
+    with pytest.raises(DailyQuotaError):
+        await house.fetcher.quote("ACME")

@@ -334,3 +334,20 @@ async def test_minutes_come_month_by_month(desk):
 
     assert len(desk.seller.asked) > 1
     assert all(a[2] - a[1] <= gaps.SLICES[Interval.MINUTE] + timedelta(days=4) for a in desk.seller.asked)
+
+
+async def test_fetch_that_was_done_too_early_is_queued_again(desk):
+    """A range that reaches beyond today is done as far as it goes; asked for later, it goes on from there."""
+    far = replace(WANTED, until=datetime(2030, 1, 1, tzinfo=UTC))
+    desk.market.at = ASKED_FOR[-1].closed_at + timedelta(minutes=15)
+    first = await desk.fetches.request(far, ANN)
+    await desk.work()
+    assert (await desk.fetches.get(first.fetch_id)).state is State.DONE
+
+    desk.market.at = ASKED_FOR[-1].closed_at + timedelta(days=20)
+    again = await desk.fetches.request(far, BOB)
+    await desk.work()
+
+    done = await desk.fetches.get(again.fetch_id)
+    assert (again.fetch_id, again.state, again.caller) == (first.fetch_id, State.QUEUED, "bob")
+    assert (done.state, done.bars > len(ASKED_FOR), done.left_bars) == (State.DONE, True, 0)

@@ -671,3 +671,15 @@ async def test_recorded_earnings(provider):
     [report] = await finnhub.earnings(first=date(2026, 7, 1), last=date(2026, 7, 31), symbol="AAPL")
 
     assert (report.day, report.time, report.eps_estimate) == (date(2026, 7, 29), "amc", 1.9316)
+
+
+async def test_half_a_year_of_minutes_does_not_speak_of_what_follows(provider):
+    """Six months are asked for at once; that they are empty says nothing of the seventh."""
+    finnhub, _ = provider('{"s": "no_data"}', plan="premium")
+
+    fetched = await finnhub.bars("ACME", Interval.MINUTE, since=NOW - timedelta(days=300), now=NOW)
+    short = await finnhub.bars("ACME", Interval.MINUTE, since=NOW - timedelta(days=100), now=NOW)
+
+    assert fetched.covers_through is not None
+    assert NOW - timedelta(days=121) < fetched.covers_through < NOW - timedelta(days=119)
+    assert short.covers_through is None

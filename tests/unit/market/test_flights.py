@@ -247,3 +247,18 @@ async def test_call_that_hangs_ends_before_its_lease(airport, monkeypatch):
 
     with pytest.raises(UnavailableError, match="too long"):
         await one.ask()
+
+
+async def test_who_has_less_time_than_the_one_who_asked_first_does_not_wait_for_his(airport):
+    """A reader in a hurry is told to come back while a patient backfill's call goes on, and finds what it brought."""
+    one = airport.instance()
+    patient = asyncio.create_task(one.ask())
+    await under_way(airport)
+
+    with pytest.raises(UnavailableError, match="for somebody else") as hurried:
+        await one.ask(deadline=airport.wall.at + timedelta(milliseconds=5))
+    airport.gate.set()
+
+    assert hurried.value.retry_after == TOLD
+    assert await patient == "brought by one"
+    assert airport.calls == ["one"]

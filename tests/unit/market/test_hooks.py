@@ -9,6 +9,7 @@ from pydantic import SecretStr
 
 from shared.clock import StoppedClock
 from shared.errors import ConfigurationError, NotFoundError, RefusedError, UnavailableError
+from shared.inbound import DeadLetters
 from shared.market import hooks
 from shared.market.hooks import (
     COUNTED_EVERY,
@@ -21,6 +22,7 @@ from shared.market.hooks import (
     Outcome,
     WrongSecretError,
 )
+from shared.outbox import Outbox
 from tests.builders import CLOSE, WALL, MemoryPublisher, documents
 
 SECRET = "a-secret-that-nobody-shall-see"
@@ -288,14 +290,19 @@ class TestOwing:
         assert await hook.hook.sweep() == 1
 
     async def test_event_the_topic_refuses_holds_up_no_other(self, hook):
-        """It is kept with the reason and tried no more."""
-        hook.publisher.failing_with = RefusedError("too large for the topic")
-        await hook.receive(a_body())
-        hook.wall.at += SWEEP_AFTER
-        assert await hook.hook.sweep() == 0
+        """It is kept as a dead letter of the market with the reason, and tried no more."""
+        letters = DeadLetters(hook.store, hook.wall)
+        topic, hook.publisher = hook.publisher, Outbox(hook.publisher, letters, "market")
+        topic.failing_with = RefusedError("too large for the topic")
+        assert (await hook.another().receive(SECRET, a_body())).outcome is Outcome.TAKEN
         [document] = await hook.stored()
-        assert "too large for the topic" in document.body["refused"]
         assert document.due_at is None
+        topic.failing_with = None
+        hook.wall.at += SWEEP_AFTER
+        assert await hook.another().sweep() == 0
+        [letter] = await letters.newest(after=None, limit=10)
+        assert (letter.partition, letter.body["origin"]) == ("market", "outbox")
+        assert "too large for the topic" in letter.body["reason"]
 
     async def test_body_that_cannot_be_stored_is_not_acknowledged(self, hook, monkeypatch):
         """Then the sender shall come again."""

@@ -15,6 +15,7 @@ from shared.errors import (
     UnavailableError,
     UnknownSymbolError,
 )
+from shared.inbound import DeadLetters
 from shared.market.actions import Actions, Provenance
 from shared.market.earnings import AFTER_CLOSE, AFTER_OPEN, Earnings
 from shared.market.events import EarningsReported
@@ -32,6 +33,7 @@ from shared.market.ingest import (
 from shared.market.models import Adjustment, CorporateAction, EarningsDate, Interval, Priority, Quote, ReportTime
 from shared.market.sessions import calendar
 from shared.market.stores import Bars, Quotes, SeriesStore, WantedQuote
+from shared.outbox import Outbox
 from tests.builders import (
     CLOSE,
     WALL,
@@ -472,6 +474,41 @@ class TestOwedEvents:
         await house.run()
 
         assert house.told == [("AAPL", CLOSES[0], CLOSES[9], 10)] * 2
+
+    async def test_bars_nobody_can_use_are_told_ever_more_seldom(self, watching):
+        """Each wait is as long as all before it: a day of trouble is a dozen events and not thousands."""
+        watching.market.at = CLOSES[10] + DELAY
+        await watching.run()
+        begun, after = watching.wall.at, []
+        for _ in range(200):
+            watching.wall.at += REPEAT_AFTER
+            await watching.run()
+            if len(watching.told) - 2 > len(after):
+                after.append((watching.wall.at - begun) / REPEAT_AFTER)
+
+        assert after == [1, 2, 4, 8, 16, 32, 64, 128]
+
+    async def test_refused_event_is_buried_and_holds_up_no_later_bar(self, house):
+        """The series goes on; the bars of the event that was refused are evaluated with those behind them."""
+        letters = DeadLetters(house.store, house.wall)
+        house = House(house.store, house.folder, wall=house.wall, publisher=Outbox(house.publisher, letters, "market"))
+        topic = house.publisher._publisher
+        house.list("AAPL")
+        topic.failing_with = RefusedError("the event topic answered 400")
+        await house.run()
+        house.market.at = CLOSES[10] + DELAY
+        house.wall.at += REPEAT_AFTER
+        await house.run()
+        topic.failing_with = None
+        house.market.at = CLOSES[11] + DELAY
+        await house.run()
+
+        assert len(await house.stored()) == 12
+        assert (await house.get()).trouble is None
+        assert [(e.first_closed_at, e.last_closed_at) for e in topic.published] == [(CLOSES[11], CLOSES[11])]
+        found = await letters.newest(after=None, limit=10)
+        assert {letter.partition for letter in found} == {"market"}
+        assert {letter.body["event"]["data"]["count"] for letter in found} == {1, 10}
 
     async def test_repeating_costs_no_call(self, house):
         """What is stored is told from storage."""

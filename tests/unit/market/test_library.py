@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.errors import InvalidPayloadError, QuotaSpentError, UnavailableError, UnknownSymbolError
+from shared.errors import InvalidPayloadError, QuotaSpentError, RefusedError, UnavailableError, UnknownSymbolError
+from shared.inbound import DeadLetters
 from shared.market.callers import WITHOUT_A_DAY, CappedError, allowance
 from shared.market.gaps import SETTLED, Kind
 from shared.market.library import QUOTE_LIVES, QUOTE_RESTS
@@ -14,6 +15,7 @@ from shared.market.models import Adjustment, Columns, Interval, Priority, Quote,
 from shared.market.registry import Window
 from shared.market.sessions import calendar
 from shared.market.stores import Series
+from shared.outbox import Outbox
 from tests.builders import CLOSE, WALL, bars_closing_at, closes_from
 from tests.unit.market.library_house import ANN, BOB, DAY, HISTORY, House, Killed
 
@@ -107,6 +109,20 @@ class TestBars:
         assert (series.revision, series.evaluated_through, series.is_active) == (1, HISTORY[-1].closed_at, True)
         assert len(await warm.bars_held.window("AAPL|1d", 0, since=None, lookback=0)) == 250
         assert house.publisher.published == []
+
+    async def test_refused_event_takes_no_bars_from_a_reader(self, house):
+        """The topic's no is a dead letter of the market; whoever asked has the bars."""
+        await house.hold(HISTORY[:250], is_active=True)
+        house.publisher.failing_with = RefusedError("the event topic answered 400")
+        letters = DeadLetters(house.store, house.wall)
+        house.publisher = Outbox(house.publisher, letters, "market")
+        house.library = house.another()
+
+        answered = await house.ask()
+
+        assert (len(answered.columns), answered.is_stale, answered.reason) == (300, False, None)
+        [letter] = await letters.newest(after=None, limit=10)
+        assert (letter.partition, letter.body["event"]["data"]["count"]) == ("market", 50)
 
     async def test_new_bars_of_a_watched_series_are_told(self, house):
         """Bars behind the newest are everybody's business, older ones nobody's: they were never live."""
@@ -468,3 +484,37 @@ class TestQuotes:
 def test_minutes_of_history_are_those_of_the_calendar():
     """What these tests call a history is one to the session table."""
     assert [instant_of(minute_of(b.closed_at)) for b in HISTORY] == closes_from(CLOSE, 300)
+
+
+class TestReach:
+    async def test_answer_that_reaches_less_far_leaves_the_rest_missing(self, house):
+        """What a plan or a slice left out was asked of nobody: it stays missing, and can be had another day."""
+        house.seller.history["AAPL"] = HISTORY[100:]
+        house.seller.covers = (HISTORY[100].opened_at, HISTORY[200].closed_at)
+        await house.hold(HISTORY[250:], is_active=False)
+
+        answer = await house.ask(since=BEFORE)
+
+        assert ranges(answer, Kind.ABSENT) == []
+        assert ranges(answer) == [(HISTORY[0].closed_at, HISTORY[99].closed_at)]
+
+    async def test_empty_slice_does_not_speak_of_the_next(self, house):
+        """Years before a symbol's first day are absent slice by slice; its own years are fetched all the same."""
+        house.seller.history["AAPL"] = []
+        house.seller.covers = (None, HISTORY[49].closed_at)
+        await house.hold(HISTORY[250:], is_active=False)
+
+        answer = await house.ask(since=BEFORE)
+
+        assert ranges(answer, Kind.ABSENT) == [(HISTORY[0].closed_at, HISTORY[49].closed_at)]
+        assert ranges(answer) == [(HISTORY[50].closed_at, HISTORY[249].closed_at)]
+
+    async def test_first_history_does_not_speak_of_what_is_older(self, house):
+        """Asked for whatever there is, a provider gives some years: older ones are asked for when they are wanted."""
+        house.seller.history["AAPL"] = HISTORY[100:]
+        await house.ask()
+        house.seller.history["AAPL"] = HISTORY
+
+        answer = await house.ask(since=BEFORE)
+
+        assert rows(answer.columns) == HISTORY

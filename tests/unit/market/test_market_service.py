@@ -1,24 +1,28 @@
+import asyncio
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
-from shared.clock import StoppedClock
-from shared.errors import InvalidPayloadError, NotFoundError, UnavailableError
-from shared.market.callers import Callers
+from shared.clock import StoppedClock, format_instant
+from shared.errors import InvalidPayloadError, NotFoundError, UnavailableError, UnknownSymbolError
+from shared.identity import ForbiddenError
+from shared.market import service
+from shared.market.callers import Callers, CappedError
 from shared.market.fetches import Fetches
 from shared.market.flights import Flights
 from shared.market.gaps import SETTLED
 from shared.market.ingest import Ingest, Watch
 from shared.market.library import STALE_QUOTE, Library
+from shared.market.mending import Mending
 from shared.market.models import Adjustment, Interval, Priority, Quote
 from shared.market.prefetching import Prefetching
 from shared.market.service import Market, Supply, range_of, wanted_of
 from shared.market.sessions import calendar
 from shared.market.stores import Bars, Quotes, Series, SeriesStore, WantedQuote
 from tests.builders import CLOSE, WALL, MemoryPublisher, a_request, closes_from, daily_bars, documents
-from tests.unit.market.library_house import ANN, Seller
+from tests.unit.market.library_house import ANN, BOB, Seller
 
 DAY = Interval.DAY
 DELAY = timedelta(minutes=15)
@@ -73,10 +77,13 @@ class House:
             market=self.market_clock,
             delay=DELAY,
         )
+        fetches = Fetches(documents=store, library=library, wall=self.wall)
         self.supply = Supply(
+            market=self.market,
             library=library,
-            fetches=Fetches(documents=store, library=library, wall=self.wall),
+            fetches=fetches,
             fetcher=self.seller,
+            mending=Mending(documents=store, library=library, fetches=fetches, wall=self.wall),
             prefetching=Prefetching(
                 documents=store,
                 quotes=self.quotes,
@@ -105,6 +112,19 @@ class House:
 
     async def cover(self, symbol="AAPL", **params):
         return await self.supply.coverage(a_request(params=params, route={"symbol": symbol}))
+
+    async def ask(self, symbol="AAPL", caller=ANN, **params):
+        """Bars as somebody we know reads them, later than any call that answers for all."""
+        self.wall.at += 3 * SECOND
+        return await self.supply.list_bars(a_request(params=params, route={"symbol": symbol}), caller)
+
+    async def price(self, symbol="AAPL", caller=ANN):
+        self.wall.at += 3 * SECOND
+        return await self.supply.quote(symbol, caller)
+
+    @property
+    def calls(self):
+        return len(self.seller.asked)
 
     async def list(self, symbol="AAPL", **params):
         return await self.market.list_bars(a_request(params=params, route={"symbol": symbol}))
@@ -324,6 +344,8 @@ async def test_reading_never_spends_a_call(holding):
             market.list_bars(request),
             market.describe(request),
             market.quote(symbol),
+            holding.supply.list_bars(request, None),
+            holding.supply.quote(symbol, None),
             holding.supply.coverage(request),
         ):
             with suppress(NotFoundError):
@@ -489,7 +511,195 @@ class TestCoverage:
             await house.cover(interval="1m", **{"from": "2000-01-01"})
 
 
+class TestIdentifiedReads:
+    async def test_what_nobody_held_is_fetched_by_one_call_however_many_pages_are_read(self, house):
+        """A symbol we never heard of is answered at once, with where it is from; then it is there for everybody."""
+        seen, params = [], {"limit": "40"}
+        while True:
+            answer = await house.ask(**params)
+            assert {name: answer[name] for name in ("as_of", "is_stale", "provider", "revision", "reason")} == {
+                "as_of": BARS[-1].closed_at,
+                "is_stale": False,
+                "provider": "alpha_vantage",
+                "revision": 0,
+                "reason": None,
+            }
+            assert answer["adjustment"] == "raw"
+            seen += [item["closed_at"] for item in answer["items"]]
+            if answer["next"] is None:
+                break
+            params["cursor"] = answer["next"]
+
+        assert seen == [b.closed_at for b in reversed(BARS)]
+        assert (house.calls, house.seller.asked[0][-1]) == (1, Priority.ASKED)
+        assert len((await house.list())["items"]) == 50
+
+    async def test_only_what_the_page_lacks_is_fetched(self, house):
+        """Held bars and gaps that the page does not show are left alone."""
+        await house.hold(BARS[:20] + BARS[40:120])
+
+        newest = await house.ask(limit="35")
+        assert [item["closed_at"] for item in newest["items"]] == [b.closed_at for b in reversed(BARS[115:])]
+        [(_, since, _, provider, priority)] = house.seller.asked
+        assert BARS[110].closed_at < since <= BARS[119].closed_at
+        assert (provider, priority) == ("alpha_vantage", Priority.ASKED)
+
+        await house.ask(limit="35")
+        assert house.calls == 1, "what is held is never asked for again"
+        first, last = (f"{BARS[i].closed_at:%Y-%m-%d}" for i in (25, 30))
+        older = await house.ask(limit="10", **{"from": first, "to": last})
+        assert [item["closed_at"] for item in older["items"]] == [b.closed_at for b in reversed(BARS[25:31])]
+        assert house.calls == 2
+
+    async def test_who_names_no_beginning_misses_nothing_before_the_first_bar_held(self, house):
+        """A page longer than what is held is no order for an older history."""
+        await house.hold(BARS[100:])
+        answer = await house.ask(limit="500")
+        assert (len(answer["items"]), answer["reason"], house.calls) == (50, None, 0)
+
+    @pytest.mark.parametrize("params", [{"to": "1950-01-01"}, {"from": "2031-01-01"}])
+    async def test_range_that_cannot_hold_bars_is_an_empty_page_and_costs_nothing(self, holding, params):
+        """Before the exchange's table, and in the future."""
+        answer = await holding.ask(**params)
+        assert (answer["items"], answer["reason"], holding.calls) == ([], None, 0)
+
+    async def test_provider_in_trouble_leaves_what_is_held_and_the_answer_says_so(self, holding):
+        """Stale if error, always marked, with the reason."""
+        holding.market_clock.at = closes_from(BARS[-1].closed_at + SECOND)[0] + DELAY
+        holding.seller.trouble = UnavailableError("alpha_vantage answered 503")
+
+        answer = await holding.ask(limit="5")
+
+        assert (len(answer["items"]), answer["is_stale"], answer["as_of"]) == (5, True, BARS[-1].closed_at)
+        assert answer["reason"] == "UnavailableError: alpha_vantage answered 503"
+        holding.market_clock.at = BARS[-1].closed_at + DELAY
+        beyond = await holding.ask(limit="500", **{"from": "2012-06-01"})
+        assert (len(beyond["items"]), beyond["is_stale"]) == (150, True), "the newest is there, and not what was asked"
+
+    async def test_trouble_with_nothing_held_is_told_as_it_is(self, house):
+        """Where there is nothing to show, why there is not is the answer."""
+        house.seller.trouble = UnavailableError("alpha_vantage answered 503")
+        with pytest.raises(UnavailableError, match="503"):
+            await house.ask()
+        with pytest.raises(UnavailableError, match="503"):
+            await house.price()
+        house.seller.trouble = None
+        with pytest.raises(UnknownSymbolError, match="IBM"):
+            await house.ask("IBM")
+
+    async def test_share_of_the_day_caps_a_caller_and_no_other(self, house):
+        """Beyond it only what is held is answered, marked; for the rest the caller waits until tomorrow."""
+        for symbol in ("A", "B", "C", "D", "E"):
+            house.seller.history[symbol] = BARS
+            await house.ask(symbol)
+        house.seller.history["F"] = BARS
+
+        with pytest.raises(CappedError, match="5 a day") as refused:
+            await house.ask("F")
+        midnight = WALL.replace(hour=0) + timedelta(days=1)
+        assert refused.value.retry_after == midnight - house.wall.at
+        with pytest.raises(CappedError):
+            await house.price("F")
+
+        house.market_clock.at = closes_from(BARS[-1].closed_at + SECOND)[0] + DELAY
+        held = await house.ask("A")
+        assert (len(held["items"]), held["is_stale"]) == (50, True)
+        assert "your share of today's provider calls is spent" in held["reason"]
+        assert house.calls == 5
+        assert len((await house.ask("F", BOB))["items"]) == 50
+
+    async def test_slow_provider_is_waited_for_no_longer_than_the_answer_can_wait(self, holding, monkeypatch):
+        """What is held is the answer then; the call is not left running behind it."""
+        monkeypatch.setattr(service, "PATIENCE", timedelta())
+        monkeypatch.setattr(service, "OVERTIME", timedelta(milliseconds=20))
+        monkeypatch.setattr(holding.supply.library.__class__, "_is_over", lambda *_: False)
+        holding.market_clock.at = closes_from(BARS[-1].closed_at + SECOND)[0] + DELAY
+        holding.seller.gate.clear()
+        before = asyncio.all_tasks()
+
+        answer = await holding.ask()
+
+        assert (len(answer["items"]), answer["is_stale"]) == (50, True)
+        assert "took too long" in answer["reason"]
+        assert asyncio.all_tasks() == before
+        with pytest.raises(UnavailableError, match="took too long"):
+            await holding.ask("IBM")
+
+    async def test_bar_the_timer_will_ask_for_again_costs_a_reader_nothing(self, holding):
+        """A provider that is late is asked by one, at the pace of the slots, and not by everybody who looks."""
+        holding.market_clock.at = closes_from(BARS[-1].closed_at + SECOND)[0] + DELAY
+        series = await holding.series.get("AAPL", DAY)
+        again = holding.market_clock.at + timedelta(minutes=15)
+        await holding.series.save(replace(series, due_at=again, misses=1))
+
+        answer = await holding.ask()
+        assert (holding.calls, answer["is_stale"]) == (0, True)
+        assert format_instant(again) in answer["reason"]
+
+        holding.market_clock.at = again
+        await holding.ask()
+        assert holding.calls == 1
+
+    async def test_bars_the_provider_has_not_got_yet_are_named(self, holding):
+        """An answer that lacks something says how much, and what to do."""
+        holding.market_clock.at = closes_from(BARS[-1].closed_at + SECOND, 2)[-1] + DELAY
+        answer = await holding.ask()
+        assert (answer["is_stale"], holding.calls) == (True, 1)
+        assert answer["reason"].startswith("2 bars are missing still")
+
+    async def test_interest_of_a_reader_counts_once(self, holding):
+        """Whoever reads, a read is one sign that the symbol is wanted."""
+        holding.seller.price = replace(QUOTE, as_of=BARS[-1].closed_at)
+        await holding.list()
+        await holding.ask()
+        await holding.price()
+        holding.wall.at += timedelta(minutes=2)
+        await holding.ask()
+        assert [(a.symbol, a.count) for a in await holding.quotes.interest.since(WALL)] == [("AAPL", 4)]
+
+    async def test_quote_is_renewed_for_a_caller(self, holding):
+        """A price that is no longer good is fetched, and is there for everybody afterwards."""
+        holding.seller.price = replace(QUOTE, as_of=BARS[-1].closed_at, price=222.0)
+        answer = await holding.price()
+        assert (answer["price"], answer["provider"], answer["is_stale"], answer["reason"]) == (
+            222.0,
+            "finnhub",
+            False,
+            None,
+        )
+        assert (await holding.supply.quote("AAPL", None))["price"] == 222.0
+        await holding.price()
+        assert holding.calls == 1
+
+    async def test_quote_that_cannot_be_renewed_is_marked(self, holding):
+        """The old price, or the newest close where there never was one, with the reason."""
+        holding.seller.trouble = UnavailableError("finnhub answered 503")
+        stand_in = await holding.price()
+        assert (stand_in["price"], stand_in["is_stale"]) == (BARS[-1].close, True)
+        assert stand_in["reason"] == "UnavailableError: finnhub answered 503"
+
+        await holding.quotes.put(
+            WantedQuote(symbol="AAPL", quote=replace(QUOTE, as_of=CLOSE), recorded_at=WALL - timedelta(days=1))
+        )
+        old = await holding.price()
+        assert (old["price"], old["as_of"], old["is_stale"]) == (101.5, CLOSE, True)
+        assert "503" in old["reason"]
+
+
 class TestFetches:
+    async def test_only_who_asked_cancels_a_fetch(self, house):
+        """Another caller may not; an operator, and who holds the key, may cancel anybody's."""
+        body = b'{"symbol": "AAPL", "from": "2013-01-03", "to": "2013-03-01"}'
+        request = a_request("POST", body=body, headers={"content-type": "application/json"})
+        for allowed in (ANN, None):
+            at = a_request(route={"id": (await house.supply.request(request, ANN)).fetch_id})
+            with pytest.raises(ForbiddenError, match="somebody else"):
+                await house.supply.cancel(at, BOB)
+            assert (await house.supply.fetch(at)).state == "queued"
+            assert (await house.supply.cancel(at, allowed)).state == "cancelled"
+        with pytest.raises(NotFoundError):
+            await house.supply.cancel(a_request(route={"id": "none"}), BOB)
+
     async def test_body_names_a_range_of_days(self):
         """Whole days at the exchange, in capitals, as urgent as asked for."""
         wanted = wanted_of(b'{"symbol": "aapl", "from": "2012-01-03", "to": "2012-06-29", "priority": "backfill"}')
@@ -520,7 +730,9 @@ class TestFetches:
     async def test_queued_looked_at_and_cancelled(self, house):
         """The way of a request through the desk."""
         body = b'{"symbol": "AAPL", "from": "2013-01-03", "to": "2013-03-01"}'
-        queued = await house.supply.request(a_request("POST", body=body), ANN)
+        queued = await house.supply.request(
+            a_request("POST", body=body, headers={"content-type": "application/json"}), ANN
+        )
         at = a_request(route={"id": queued.fetch_id})
 
         assert (await house.supply.fetch(at)).state == "queued"

@@ -614,3 +614,19 @@ async def test_recorded_answers(provider):
     assert [bar.opened_at.date().isoformat() for bar in fetched.bars] == ["2005-04-01", "2005-04-04"]
     assert fetched.refused_rows == ()
     assert (await prev.quote("AAPL")).price == 156.8
+
+
+async def test_free_history_does_not_speak_of_what_is_older(provider):
+    """Of what the plan leaves out nobody was asked, and of what the next fetch goes on with neither."""
+    oldest = NOW - timedelta(days=730)
+
+    def answer(request):
+        until = int(request.url.path.rsplit("/", 1)[1])
+        is_old = until < oldest.timestamp() * 1000
+        return httpx.Response(403, text=payload("refusals/403_timeframe.json")) if is_old else EMPTY
+
+    polygon, _ = provider(answer)
+
+    fetched = await polygon.bars("ACME", Interval.MINUTE, since=instant("2020-01-02T21:00:00"), now=NOW)
+
+    assert (fetched.covers_since, fetched.covers_through) == (oldest, oldest + timedelta(days=360))

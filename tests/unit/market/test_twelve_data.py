@@ -23,6 +23,7 @@ from shared.http_client import HttpClient
 from shared.market.adapters.twelve_data import TwelveData
 from shared.market.models import Adjustment, Interval, ReportTime
 from shared.market.ports import Limits
+from shared.market.sessions import calendar
 from tests.unit.market.turns import TakingTurns, Turns, everything_told
 
 PAYLOADS = Path(__file__).resolve().parents[2] / "payloads" / "twelve_data"
@@ -451,3 +452,16 @@ async def test_key_is_never_told(provider, caplog, answer):
     assert KEY.lower() not in everything_told(caught.value).lower()
     assert KEY not in caplog.text
     assert KEY not in repr(twelve_data.adapter) + repr(vars(twelve_data.adapter))
+
+
+async def test_long_history_speaks_of_the_slices_it_asked_for(provider):
+    """A free key's three slices are some years: that they are empty says nothing of the years behind them."""
+    twelve_data, endpoint = provider(series())
+
+    fetched = await twelve_data.bars("ACME", Interval.DAY, since=instant("2000-01-03T21:00:00"), now=NOW)
+    few = await twelve_data.bars("ACME", Interval.DAY, since=instant("2023-01-03T21:00:00"), now=NOW)
+
+    assert len(endpoint.asked) == 4
+    paid_for = calendar().sessions(date(2000, 1, 3), NOW.date())[: 3 * 799]
+    assert fetched.covers_through == paid_for[-1].closes_at
+    assert few.covers_through is None

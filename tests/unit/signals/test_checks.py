@@ -10,7 +10,7 @@ import pytest
 from shared.errors import InvalidPayloadError
 from signals.logic.arrays import Arrays
 from signals.logic.bootstrap import block_bootstrap, confidence, stationary_rows, usual_block
-from signals.logic.checks import Finding, checks, deflated_sharpe, expected_best_sharpe, hac_mean
+from signals.logic.checks import Finding, checks, deflated_sharpe, expected_best_sharpe, hac_mean, on_hold_out
 from signals.logic.simulation import Rules, simulate
 
 
@@ -245,3 +245,23 @@ def test_nothing_cannot_be_resampled() -> None:
     with pytest.raises(InvalidPayloadError, match="block"):
         block_bootstrap(np.ones(5), lambda rows: rows.mean(axis=1), block=0)
     assert usual_block(1000) == 10
+
+
+@pytest.mark.parametrize(
+    ("score", "benchmark", "is_passed", "said"),
+    [
+        (1.2, 0.9, True, "Sharpe ratio 1.20 on the hold-out, buy-and-hold 0.90"),
+        (-0.13, 0.87, False, "Sharpe ratio -0.13 on the hold-out"),
+        (0.9, 0.9, False, "buy-and-hold 0.90"),
+        (None, 0.9, False, "its Sharpe ratio on the hold-out is undefined"),
+        (0.9, None, False, "buy-and-hold's Sharpe ratio on the hold-out is undefined"),
+    ],
+)
+def test_what_was_chosen_must_do_better_than_holding_where_nothing_was_chosen_by(
+    score: float | None, benchmark: float | None, is_passed: bool, said: str
+) -> None:
+    """What cannot be judged there has not passed."""
+    found = on_hold_out(score, benchmark)
+
+    assert (found.name, found.is_passed) == ("behind_on_hold_out", is_passed)
+    assert said in found.detail

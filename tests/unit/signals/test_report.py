@@ -107,6 +107,17 @@ def test_the_page_says_all_of_it(result: Mapping[str, Any]) -> None:
     assert {str(one["year"]) for one in result["months"]} <= set(re.findall(r"\b20\d\d\b", page.text))
 
 
+def test_a_search_is_judged_on_the_bars_that_nothing_was_chosen_by(result: Mapping[str, Any]) -> None:
+    """A result on the bars of the search flatters; the check speaks of the hold-out alone, and the page warns."""
+    hold_out = result["validation"]["hold_out"]
+    [check] = [one for one in result["checks"] if one["name"] == "behind_on_hold_out"]
+    assert check["is_passed"] is (hold_out["score"] > hold_out["benchmark"])
+    assert f"Sharpe ratio {hold_out['score']:.2f} on the hold-out" in check["detail"]
+    page = Page(render(result))
+    assert "Ahead on the hold-out as well" in page.text
+    assert "those that the parameters were chosen by included" in page.text
+
+
 def test_every_metric_has_its_place(result: Mapping[str, Any]) -> None:
     """None that is measured is left out of the page, and what is undefined says why."""
     shown = {row["name"] for _, rows in metric_rows(result) for row in rows}

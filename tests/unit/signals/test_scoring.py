@@ -140,6 +140,27 @@ def test_missing_bars_are_a_reason_and_no_number(left_out: set[int], said: str) 
     assert (o.is_hit, o.forward_return, o.entry_price, o.mfe) == (None, None, None, None)
 
 
+def test_who_waits_for_a_price_gets_the_open_of_the_first_bar_that_was_traded() -> None:
+    """What lies before it could not be had, nor held: neither its open nor its extremes count."""
+    still = [BARS[0], replace(BARS[1], volume=0.0), *BARS[2:]]
+    o = outcome_of(an_open(), Columns.of(still))
+    assert (o.entry_price, o.exit_price) == (BARS[2].open, BARS[3].close)
+    assert o.base_return == pytest.approx(98 / 103 - 1)
+    assert o.mfe == pytest.approx(110 / 103 - 1)
+    assert o.mae == pytest.approx(94 / 103 - 1)
+    split = [*still[:2], replace(BARS[2], split=2.0), *BARS[3:]]
+    assert outcome_of(an_open(), Columns.of(split)) == o, "its price is in the shares that were bought"
+
+
+def test_a_horizon_without_a_trade_is_a_reason_and_no_number() -> None:
+    """Bars of a halt repeat a price at which nobody could deal; a series without any volume states none."""
+    halted = [BARS[0], *(replace(bar, volume=0.0) for bar in BARS[1:4]), BARS[4]]
+    o = outcome_of(an_open(), Columns.of(halted))
+    assert o.state is State.UNSCORABLE
+    assert o.reason == "nothing was traded in the 3 bars of its horizon: a halt"
+    assert outcome_of(an_open(), Columns.of([replace(bar, volume=0.0) for bar in BARS])).entry_price == BARS[1].open
+
+
 def test_a_rewritten_history_is_a_reason_and_no_number() -> None:
     """The opinion was about another bar than the one that now lies there; a rounding is none."""
     rewritten = [replace(BARS[0], close=100.5), *BARS[1:]]
