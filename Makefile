@@ -34,7 +34,7 @@ fix: $(STAMP)   ## what a machine can repair
 
 PEERS := fetcher signals backtest
 bench: $(STAMP) $(NODE_STAMP) $(if $(filter $(PEERS),$(NAME)),$(BENCH_STAMP))   ## make bench NAME=pipeline
-	@test -n "$(NAME)" || { echo "say which: make bench NAME=coldstart | pipeline | documents | fetcher | signals | backtest"; exit 2; }
+	@test -n "$(NAME)" || { echo "say which: make bench NAME=coldstart | pipeline | documents | fetcher | signals | backtest | delivery | fanout"; exit 2; }
 	@exec $(if $(filter $(PEERS),$(NAME)),.bench-venv/bin,$(BIN))/python -m bench.$(NAME) $(ARGS)
 
 setup: $(STAMP)

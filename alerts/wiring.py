@@ -8,6 +8,7 @@ from urllib.parse import quote
 from alerts.adapters.breakers import StoredBreakers
 from alerts.adapters.directory import DocumentDirectory
 from alerts.adapters.discord import DiscordChannel
+from alerts.adapters.discord_buckets import PATIENCE
 from alerts.adapters.documents import DeliveryDocuments
 from alerts.adapters.email import EmailChannel
 from alerts.adapters.rule_documents import RuleDocuments
@@ -99,7 +100,9 @@ def wire(core: Core) -> Wired:
 def _channels(core: Core, hub: SignalRChannel, webhook: str) -> Mapping[str, Channel]:
     """The ways to reach people that are set up here; without SMTP_URL there is no e-mail."""
     settings, wall = core.settings, core.wall
-    discord = DiscordChannel(webhook, HttpClient("discord"), core.documents, wall)
+    # Whoever waits for a webhook's bucket is told so well within the attempt, so that it never looks like no answer.
+    patience = min(PATIENCE, timedelta(seconds=settings.alerts_lease_seconds) / 4)
+    discord = DiscordChannel(webhook, HttpClient("discord"), core.documents, wall, patience=patience)
     channels: dict[str, Channel] = {channel.name: channel for channel in (hub, discord)}
     if smtp_url := settings.smtp_url.get_secret_value():
         channels[EmailChannel.name] = EmailChannel(smtp_url, settings.email_from, wall)

@@ -163,14 +163,21 @@ class Buckets:
             RecipientGoneError: Discord once said that this webhook is no more.
 
         """
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._patience.total_seconds()
+        patience = self._patience.total_seconds()
+        try:
+            # A limit of its own: who waits here has surely sent nothing, which a limit around it all could not tell.
+            async with asyncio.timeout(patience):
+                return await self._reserve(webhook_id, token, call, asyncio.get_running_loop().time() + patience)
+        except TimeoutError:
+            raise RateLimitedError("many wait for the webhook's bucket", retry_after=LOOK_AGAIN) from None
+
+    async def _reserve(self, webhook_id: str, token: str, call: str, deadline: float) -> str:
         while True:
             await self._unless_all_wait()
             permit, wait = await self._try(webhook_id, token, call)
             if permit is not None:
                 return permit
-            if loop.time() + wait.total_seconds() > deadline:
+            if asyncio.get_running_loop().time() + wait.total_seconds() > deadline:
                 raise RateLimitedError("the webhook's bucket is empty", retry_after=wait)
             await asyncio.sleep(wait.total_seconds())
 

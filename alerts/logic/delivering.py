@@ -17,6 +17,8 @@ from shared.errors import (
 )
 
 MOST_ATTEMPTS = 20
+GIVEN_UP_AFTER = timedelta(days=1)
+"""What surely was not sent is tried for a day at least, however many attempts that takes."""
 MOST_LOGGED = 20
 FIRST_WAIT = timedelta(seconds=2)
 LONGEST_WAIT = timedelta(minutes=10)
@@ -188,7 +190,7 @@ def failed(
             wait = error.retry_after or backoff(delivery)
             after = _again(delivery, reason, now + wait, deadline)
             return _answered(replace(after, attempts=after.attempts - 1), now, "asked to wait", plain)
-        case TransientError() | ConfigurationError() if delivery.attempts < MOST_ATTEMPTS:
+        case TransientError() | ConfigurationError() if delivery.attempts < MOST_ATTEMPTS or _is_young(delivery, now):
             wait = (error.retry_after if isinstance(error, TransientError) else None) or backoff(delivery)
             after = _again(_first_failed(delivery, now), reason, now + wait, deadline)
             return _answered(after, now, "failed", plain)
@@ -207,6 +209,11 @@ def failed(
                 due_at=None,
             )
             return _answered(after, now, "unknown", trouble)
+
+
+def _is_young(delivery: Delivery, now: datetime) -> bool:
+    """Whether it has failed for less than a day: outages pass, and an alert shall outlive them."""
+    return delivery.first_failed_at is None or now - delivery.first_failed_at < GIVEN_UP_AFTER
 
 
 def backoff(delivery: Delivery) -> timedelta:

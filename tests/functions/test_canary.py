@@ -195,12 +195,12 @@ async def channels_that_fail(app: App) -> None:
 async def a_topic_that_refuses(app: App) -> None:
     """The topic refuses every event; timers and functions fail on it."""
     with app.neighbours.trouble(topic=Reply(401, {"error": {"code": "Unauthorized"}})):
-        app.neighbours.prices["UNTOLD"] = waves()
-        app.watch("UNTOLD")
+        app.neighbours.prices["NOTOPIC"] = waves()
+        app.watch("NOTOPIC")
         for timer in ("signals_ingest", "signals_sweep", "content_open_digests", "content_sweep"):
             await app.fire(timer)
         for function in ("alerts_on_signal_raised", "content_on_signal_raised"):
-            assert (await app.notify(function, signal_event("UNTOLD"))).status == 500
+            assert (await app.notify(function, signal_event("NOTOPIC"))).status == 500
 
 
 async def events_that_carry_secrets(app: App) -> None:

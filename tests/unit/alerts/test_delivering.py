@@ -187,12 +187,20 @@ def test_what_was_surely_not_sent_is_tried_again_later(error, is_keyed, severity
 
 
 @pytest.mark.parametrize("error", [*KNOWN_NOT_SENT, ConfigurationError("set it")])
-def test_the_last_attempt_ends_a_delivery(error):
-    """Twenty attempts are enough; the reason is kept."""
-    after = failed(a_sending(attempts=MOST_ATTEMPTS - 1), error)
+def test_the_last_attempt_of_a_day_ends_a_delivery(error):
+    """Twenty attempts over a day are enough; the reason is kept."""
+    after = failed(a_sending(attempts=MOST_ATTEMPTS - 1, first_failed_at=WALL - timedelta(days=1)), error)
 
     assert (after.state, after.due_at) == (State.DEAD, None)
     assert after.reason == f"{type(error).__name__}: {error}"
+
+
+@pytest.mark.parametrize("error", [*KNOWN_NOT_SENT, ConfigurationError("set it")])
+def test_a_long_outage_ends_no_delivery(error):
+    """Within a day of the first failure what surely was not sent is tried on, however often it was."""
+    after = failed(a_sending(attempts=MOST_ATTEMPTS - 1, first_failed_at=WALL - timedelta(hours=23)), error)
+
+    assert (after.state, after.attempts) == (State.RETRY_AT, MOST_ATTEMPTS)
 
 
 @pytest.mark.parametrize("error", [*NEVER, PermanentError("no")])
