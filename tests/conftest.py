@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, settings
 
 LONG = os.environ.get("TROOP_TEST_PROFILE") == "long"
 
-settings.register_profile("short", max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("short", max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("long", max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("long" if LONG else "short")
 

@@ -24,6 +24,8 @@ ALL = "global"
 """Instead of a webhook's id: what holds for every webhook."""
 PATIENCE = timedelta(seconds=2.5)
 """How long a call may wait for its place; a longer wait is left to the delivery's next attempt."""
+GRACE = 0.5
+"""Seconds that storage may take besides."""
 LOOK_AGAIN = timedelta(milliseconds=250)
 LONGEST_CALL = timedelta(seconds=15)
 """After this a call whose answer nobody recorded is over, and counted by Discord if it ever arrived."""
@@ -166,7 +168,7 @@ class Buckets:
         patience = self._patience.total_seconds()
         try:
             # A limit of its own: who waits here has surely sent nothing, which a limit around it all could not tell.
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(patience + GRACE):
                 return await self._reserve(webhook_id, token, call, asyncio.get_running_loop().time() + patience)
         except TimeoutError:
             raise RateLimitedError("many wait for the webhook's bucket", retry_after=LOOK_AGAIN) from None

@@ -11,7 +11,7 @@ from shared.clock import StoppedClock, SystemClock
 from shared.errors import ConfigurationError, ConflictError, UnavailableError
 from tests.builders import WALL, a_document
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 
 # One whole process each: what they share is the file and nothing else.
 COUNT_UP = """
