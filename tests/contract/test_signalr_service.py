@@ -2,9 +2,12 @@
 
 import asyncio
 import json
+import os
+import socket
 import sqlite3
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -28,7 +31,7 @@ from pysignalr.protocol.messagepack import MessagepackProtocol
 
 from infra.local.signalr.connections import LongPollingConnection, WebSocketConnection
 from infra.local.signalr.options import FREE_TIER, Options
-from infra.local.signalr.protocol import PING, HubProtocol, invocation, read_kinds
+from infra.local.signalr.protocol import PING, HubProtocol, Record, close, invocation, read_kinds
 from infra.local.signalr.service import SignalRService
 
 KEY = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789ABCDEFGH"
@@ -683,6 +686,20 @@ async def test_user_group_on_a_shared_connection() -> None:
         found = state.execute("SELECT hub, user_id, group_name FROM signalr_user_groups")
         assert found.fetchall() == [("chat", "alice", "g")]
     state.close()
+
+
+async def test_user_group_hears_whoever_came_since(cloud: Cloud) -> None:
+    """A message to a group reaches the user's clients of that moment, however often the group was told before."""
+    await cloud.call("PUT", "/api/hubs/chat/users/alice/groups/g")
+    async with a_raw_client(cloud) as first:
+        await cloud.say("groups/g", 1)
+        async with a_raw_client(cloud) as second:
+            await cloud.say("groups/g", 2)
+            assert await second.hears() == [2]
+        await until(lambda: cloud.service.connections() == 1)
+        await cloud.say("groups/g", 3)
+        assert [await first.hears() for _ in range(3)] == [[1], [2], [3]]
+        assert cloud.service.sent() == 4
 
 
 async def test_user_group_with_a_time_to_live() -> None:
@@ -1432,22 +1449,161 @@ async def test_burst_is_one_write(cloud: Cloud) -> None:
     assert len(counting.writes) == 1
 
 
+async def test_order_however_it_is_told(cloud: Cloud) -> None:
+    """A client gets what it is told in order, whether it was told alone, with its group or with everybody."""
+    async with a_raw_client(cloud) as client:
+        hub = cloud.service.hub("chat")
+        [connection] = hub.connections.values()
+        hub.add_user("alice", "g")
+        hub.add_connection(connection.connection_id, "h")
+        for told in (1, 2, 3, 5, 7):
+            numbers = list(range(7 * told))
+            for number in numbers:
+                record = invocation("newMessage", [number])
+                match number * told % 6:
+                    case 0:
+                        hub.send_to_all(record)
+                    case 1:
+                        hub.send_to_group("g", record)
+                    case 2:
+                        hub.send_to_connection(connection.connection_id, record)
+                    case 3:
+                        hub.send_to_user("alice", record)
+                    case 4:
+                        connection.queue(record)
+                    case _:
+                        hub.send_to_group("h", record)
+                if number % told == 0:
+                    await asyncio.sleep(0)
+            assert [await client.hears() for _ in numbers] == [[number] for number in numbers]
+
+
+async def test_last_word_comes_last(cloud: Cloud) -> None:
+    """What everybody was told just before a client is closed reaches it before the close record."""
+    async with a_raw_client(cloud) as client:
+        hub = cloud.service.hub("chat")
+        [connection] = hub.connections.values()
+        hub.send_to_all(invocation("newMessage", ["news"]))
+        connection.end(close("bye"))
+
+        assert await client.hears() == ["news"]
+        assert await client.next() == {"type": 7, "error": "bye"}
+
+
+async def test_many_clients_of_one_message(cloud: Cloud) -> None:
+    """More clients than are written to at once each hear two messages once, in order, in their own protocol."""
+    hello = '{"protocol":"messagepack","version":1}' + END
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(a_raw_client(cloud, f"u{n}")) for n in range(3)]
+        packed = await stack.enter_async_context(a_raw_client(cloud, "packed", hello=hello))
+        assert await packed.socket.receive_bytes() == b"{}\x1e"
+        hub = cloud.service.hub("chat")
+        [*_, one] = hub.connections.values()
+        counted: list[str] = []
+
+        class Extra(WebSocketConnection):
+            """A connection that only notes what it is told."""
+
+            __slots__ = ()
+
+            def write(self, records: list[Record], now: float) -> None:
+                counted.extend(record.encoded(HubProtocol.JSON).decode() for record in records)
+
+        for n in range(3000):
+            extra = Extra(f"extra-{n}", "chat", None, one._transport, one._around, socket=web.WebSocketResponse())
+            hub.connections[extra.connection_id] = extra
+        first, second = invocation("newMessage", ["first"]), invocation("newMessage", ["second"])
+        hub.send_to_all(first)
+        hub.send_to_all(second)
+
+        assert [await one.hears() for one in clients for _ in range(2)] == [["first"], ["second"]] * 3
+        data = b""
+        while len(data) < len(first.encoded(HubProtocol.MESSAGEPACK) + second.encoded(HubProtocol.MESSAGEPACK)):
+            data += (await packed.socket.receive(timeout=PATIENCE)).data
+        assert data == first.encoded(HubProtocol.MESSAGEPACK) + second.encoded(HubProtocol.MESSAGEPACK)
+        await until(lambda: len(counted) == 6000)
+        assert Counter(counted) == {one.encoded(HubProtocol.JSON).decode(): 3000 for one in (first, second)}
+
+
+async def shake_hands_by_hand(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, user: str) -> None:
+    """Open a WebSocket on a bare line, which reads only when told to."""
+    writer.write(
+        (
+            f"GET /client/?hub=chat&access_token={a_client_token(user)} HTTP/1.1\r\n"
+            "Host: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+        ).encode()
+    )
+    await reader.readuntil(b"\r\n\r\n")
+    masked = HANDSHAKE.encode()
+    writer.write(bytes([0x81, 0x80 | len(masked)]) + bytes(4) + masked)
+
+
+def in_frames(data: bytes) -> list[Any]:
+    """The first argument of each message in a row of large frames."""
+    heard = []
+    while data:
+        assert data[:2] == b"\x81\x7f"
+        end = 10 + int.from_bytes(data[2:10])
+        assert len(data) >= end
+        heard.append(json.loads(data[10 : end - 1])["arguments"][0])
+        data = data[end:]
+    return heard
+
+
+async def test_client_that_reads_late(cloud: Cloud) -> None:
+    """Messages that do not fit the line at once arrive whole and in order when the client reads."""
+    port = int(cloud.url.rpartition(":")[2])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 27)
+    await shake_hands_by_hand(reader, writer, "late")
+    assert await reader.readexactly(5) == b"\x81\x03{}\x1e"
+    hub = cloud.service.hub("chat")
+    [connection] = hub.connections.values()
+    writer.transport.pause_reading()  # type: ignore[attr-defined]
+    line = writer.get_extra_info("socket")
+    text, count, data = "x" * 300_000, 0, b""
+    while not connection._backlog():
+        hub.send_to_all(invocation("newMessage", [count, text]))
+        count += 1
+        await asyncio.sleep(0)
+        assert count < 1000
+
+    # The line has room again, and the service has had no turn to write what waits.
+    with suppress(BlockingIOError):
+        while True:
+            data += os.read(line.fileno(), 1 << 20)
+    connection.write([invocation("newMessage", [count, text])], time.monotonic())
+    connection.end(close("bye"))
+
+    writer.transport.resume_reading()  # type: ignore[attr-defined]
+    goodbye = b'\x81\x19{"type":7,"error":"bye"}\x1e'
+    data += await asyncio.wait_for(reader.readuntil(goodbye), PATIENCE)
+    writer.close()
+    messages = data.removesuffix(goodbye)
+    assert in_frames(messages) == list(range(count + 1))
+
+
+async def test_line_that_breaks_while_it_is_told(cloud: Cloud) -> None:
+    """A client whose line is found broken is let go of, and the others hear."""
+    async with a_raw_client(cloud, "dead") as dead, a_raw_client(cloud, "quick") as quick:
+        hub = cloud.service.hub("chat")
+        [gone, _] = hub.connections.values()
+        gone._transport.get_extra_info("socket").shutdown(socket.SHUT_WR)
+        hub.send_to_all(invocation("newMessage", ["news"]))
+
+        assert await quick.hears() == ["news"]
+        assert gone.is_gone
+        assert list(hub.connections.values()) != [gone]
+        await dead.socket.close()
+
+
 async def test_client_that_does_not_read() -> None:
     """A slow client is cut at the buffer limit, and holds up nobody."""
     options = Options(buffer_limit=256 * 1024)
     async with a_cloud(options=options) as cloud, a_raw_client(cloud, "quick") as quick:
         port = int(cloud.url.rpartition(":")[2])
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
-        writer.write(
-            (
-                f"GET /client/?hub=chat&access_token={a_client_token('slow')} HTTP/1.1\r\n"
-                "Host: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-                "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
-            ).encode()
-        )
-        await reader.readuntil(b"\r\n\r\n")
-        masked = HANDSHAKE.encode()
-        writer.write(bytes([0x81, 0x80 | len(masked)]) + bytes(4) + masked)
+        await shake_hands_by_hand(reader, writer, "slow")
         await until(lambda: len(cloud.service.hub("chat").connections) == 2)
 
         text, count = "x" * 64_000, 0

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import socket
 import time
 from abc import ABC, abstractmethod
@@ -104,6 +105,23 @@ class Surroundings:
 class Connection(ABC):
     """One client, from its handshake to its end; nothing here ever waits for it."""
 
+    # Slots: thousands of these are walked through for one message, and each dict is one more cache miss.
+    __slots__ = (
+        "_around",
+        "_last_sent",
+        "_opened",
+        "_options",
+        "_over",
+        "_pending",
+        "_transport",
+        "connection_id",
+        "hub",
+        "is_gone",
+        "is_ready",
+        "protocol",
+        "user_id",
+    )
+
     transport_name: ClassVar[str]
 
     def __init__(
@@ -153,11 +171,13 @@ class Connection(ABC):
         self._last_sent = now
         if self._is_broken():
             self.abort()
-        elif self._backlog() > self._options.buffer_limit:
+            return
+        backlog = self._backlog()
+        if backlog > self._options.buffer_limit:
             log.warning("connection.cut_slow", extra={"connection_id": self.connection_id})
             self.abort()
         else:
-            self._write(records)
+            self._write(records, backlog)
 
     def receive(self, data: bytes) -> None:
         """Hear the client: its handshake first, then whole records."""
@@ -242,7 +262,7 @@ class Connection(ABC):
         return self._transport.get_write_buffer_size()
 
     @abstractmethod
-    def _write(self, records: list[Record]) -> None: ...
+    def _write(self, records: list[Record], backlog: int) -> None: ...
 
     @abstractmethod
     def _finish(self, *, going_away: bool) -> None: ...
@@ -253,6 +273,8 @@ class Connection(ABC):
 
 class WebSocketConnection(Connection):
     """A client on a WebSocket; finished frames go straight to the socket."""
+
+    __slots__ = ("_code", "_hearing", "_line", "_socket")
 
     transport_name: ClassVar[str] = "WebSockets"
 
@@ -270,6 +292,7 @@ class WebSocketConnection(Connection):
         self._socket = socket
         self._hearing = asyncio.timeout(None)
         self._code = 1000
+        self._line = _plain_line(transport)
         notice_dead_peer(transport)
 
     async def listen(self) -> None:
@@ -299,11 +322,24 @@ class WebSocketConnection(Connection):
             patience = self._options.close_timeout.total_seconds()
             asyncio.get_running_loop().call_later(patience, self._transport.abort)
 
-    def _write(self, records: list[Record]) -> None:
-        if len(records) == 1:
-            self._transport.write(records[0].framed(self.protocol))
-        else:
+    def _write(self, records: list[Record], backlog: int) -> None:
+        if len(records) > 1:
             self._transport.write(b"".join([record.framed(self.protocol) for record in records]))
+            return
+        frame = records[0].framed(self.protocol)
+        if backlog or self._line is None:
+            self._transport.write(frame)
+            return
+        # Nothing waits before it, so what the transport would do is done here, in half the time.
+        try:
+            sent = os.write(self._line, frame)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.abort()
+            return
+        if sent < len(frame):
+            self._transport.write(frame[sent:])
 
     def _finish(self, *, going_away: bool) -> None:
         self._code = 1001 if going_away else 1000
@@ -315,6 +351,8 @@ class WebSocketConnection(Connection):
 
 class EventStreamConnection(Connection):
     """A client on Server-Sent Events; it sends by POST."""
+
+    __slots__ = ()
 
     transport_name: ClassVar[str] = _EVENT_STREAM
 
@@ -329,7 +367,7 @@ class EventStreamConnection(Connection):
         super().__init__(connection_id, hub, user_id, transport, around)
         notice_dead_peer(transport)
 
-    def _write(self, records: list[Record]) -> None:
+    def _write(self, records: list[Record], backlog: int) -> None:
         events = b"".join([b"data: " + record.encoded(HubProtocol.JSON) + b"\r\n\r\n" for record in records])
         self._transport.write(b"%x\r\n%b\r\n" % (len(events), events))
 
@@ -343,6 +381,8 @@ class EventStreamConnection(Connection):
 
 class LongPollingConnection(Connection):
     """A client that asks again and again; what it has not fetched waits here."""
+
+    __slots__ = ("_holder", "_last_poll", "_poll", "_unfetched", "_wake", "_was_told")
 
     transport_name: ClassVar[str] = "LongPolling"
 
@@ -422,7 +462,7 @@ class LongPollingConnection(Connection):
     def _backlog(self) -> int:
         return sum(map(len, self._unfetched))
 
-    def _write(self, records: list[Record]) -> None:
+    def _write(self, records: list[Record], backlog: int) -> None:
         self._unfetched.extend(record.encoded(self.protocol) for record in records)
         self._wake.set()
 
@@ -437,6 +477,15 @@ class LongPollingConnection(Connection):
             self._holder.abort()
         self._wake.set()
         self._over.set()
+
+
+def _plain_line(transport: asyncio.Transport) -> int | None:
+    """The descriptor to write to past the transport; None where bytes must go through it, as with TLS."""
+    line = transport.get_extra_info("socket")
+    if line is None or transport.get_extra_info("sslcontext") is not None or os.name == "nt":
+        return None
+    descriptor: int = line.fileno()
+    return descriptor
 
 
 def notice_dead_peer(transport: asyncio.Transport) -> None:
