@@ -162,9 +162,9 @@ class Courier:
             if first.state is not State.SENT:
                 reason = f"there is nothing to correct: version {first.version} ended as {first.state}"
                 return delivering.ended(delivery, State.SUPPRESSED, rule="order", reason=reason)
-        return await self._judged(record.alert, delivery)
+        return await self._judged(record.alert, delivery, held_at=delivery.held_at)
 
-    async def _judged(self, alert: Alert, delivery: Delivery) -> Delivery | None:
+    async def _judged(self, alert: Alert, delivery: Delivery, *, held_at: datetime | None) -> Delivery | None:
         """What the rules of this moment say; None: nothing against it."""
         listener = await self.roll.find(alert.subscriber)
         if not alert.subscription_ids:  # it is about the subscriber's own affairs, or older than these rules
@@ -183,6 +183,8 @@ class Courier:
             allowance=self.allowance,
             channel=delivery.channel,
             is_accepted=True,
+            in_bucket=delivery.bucket_id,
+            held_at=held_at,
         )
         match verdict.kind:
             case policy.Kind.SEND:
@@ -256,7 +258,7 @@ class Courier:
         for record in members:
             # What may have arrived with the digest is not called unsent.
             member = replace(_of_channel(record, digest.channel), doubts=digest.doubts)
-            fate = await self._judged(record.alert, member)
+            fate = await self._judged(record.alert, member, held_at=digest.held_at)
             if fate is None:
                 left.append(record)
             elif fate.is_over:
@@ -306,6 +308,7 @@ class Courier:
             await self.tell_owner(claim.subscriber, claim.channel)
             await write(delivering.ended(claim, State.DISABLED, rule="disabled", reason=str(e)))
             return
+        ends = await self._ended_by_link(parcel, claim)
         now = self.wall.now()
         if _has_run_out(claim, now):
             raise StaleError("the claim ran out before anything was sent")
@@ -315,22 +318,28 @@ class Courier:
             late = UnavailableError("this process stood still until its lease ran out")
             await write(delivering.failed(started, late, now=now, is_keyed=channel.is_keyed))
             return
-        message = self._message(parcel, started, address)
+        message = self._message(parcel, started, address, ends)
         after, trouble = await self._attempt(channel, parcel, started, message)
         if isinstance(trouble, RecipientGoneError) and address is not None:
-            await self._gone(started, str(trouble))
+            await self._gone(started, address, str(trouble))
         await self._sure(after, write)
         await self._learn(after, address, trouble)
 
-    def _message(self, parcel: _Parcel, started: Delivery, address: Address | None) -> Message:
-        ids = parcel.alert.subscription_ids
+    async def _ended_by_link(self, parcel: _Parcel, claim: Delivery) -> str:
+        """The one subscription that asks for this; empty: several do, and only leaving the channel ends them all."""
+        listener = await self.roll.find(claim.subscriber)
+        matches = _matches(parcel.alert, listener) if listener else []
+        asked = [m.subscription for m in matches if claim.channel in m.subscription.channels]
+        return asked[0].subscription_id if len(asked) == 1 else ""
+
+    def _message(self, parcel: _Parcel, started: Delivery, address: Address | None, ends: str) -> Message:
         return Message(
             alert=parcel.alert,
             item=parcel.item,
             delivery_id=(parcel.edits or started).delivery_id,
             to=address,
             is_possible_repeat=started.doubts > 0,
-            unsubscribe_url=self.unsubscribe_url(started.subscriber, started.channel, ids[0] if ids else ""),
+            unsubscribe_url=self.unsubscribe_url(started.subscriber, started.channel, ends),
             digest=parcel.digest,
         )
 
@@ -415,20 +424,22 @@ class Courier:
                 if endpoint is not None and endpoint.failures:
                     await self.directory.worked(after.subscriber, after.channel, self.wall.now())
             elif after.state is State.DEAD:
-                await self._blame(after, str(trouble), is_gone=False)
+                await self._blame(after, address, str(trouble), is_gone=False)
         except TroopError as e:
             log.warning("delivery.not_learnt", channel=after.channel, reason=str(e))
 
-    async def _gone(self, started: Delivery, reason: str) -> None:
+    async def _gone(self, started: Delivery, address: Address, reason: str) -> None:
         """Nobody is there any more: written before the outcome is, so that not even a crash leads to another call."""
         try:
-            await self._blame(started, reason, is_gone=True)
+            await self._blame(started, address, reason, is_gone=True)
         except TroopError as e:
             log.warning("delivery.not_learnt", channel=started.channel, reason=str(e))
 
-    async def _blame(self, started: Delivery, reason: str, *, is_gone: bool) -> None:
-        now = self.wall.now()
-        if await self.directory.failed(started.subscriber, started.channel, reason, now, is_gone=is_gone):
+    async def _blame(self, started: Delivery, address: Address, reason: str, *, is_gone: bool) -> None:
+        is_off = await self.directory.failed(
+            started.subscriber, started.channel, reason, self.wall.now(), is_gone=is_gone, seal=address.seal
+        )
+        if is_off:
             log.warning("endpoint.disabled", channel=started.channel, reason=reason)
             await self.tell_owner(started.subscriber, started.channel)
 

@@ -146,6 +146,12 @@ class Delivery:
         """Whether nothing more will happen to it."""
         return self.state in FINAL or (self.state is State.UNKNOWN and self.due_at is None)
 
+    @property
+    def held_at(self) -> datetime | None:
+        """The market instant at which quiet hours held it last."""
+        holds = (d.at for d in reversed(self.trail) if (d.rule, d.outcome) == ("quiet_hours", "hold"))
+        return next(holds, None)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:

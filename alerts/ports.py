@@ -15,10 +15,11 @@ from shared.events import Event
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Address:
-    """Where a subscriber is reached on a channel; ``shown`` is what people may see of it."""
+    """Where a subscriber is reached on a channel; ``shown`` is what people may see, ``seal`` tells it from others."""
 
     value: SecretStr
     shown: str
+    seal: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,8 +78,14 @@ class Directory(Protocol):
         """Where to reach a subscriber now; None where nobody is to be reached there (any more)."""
         ...
 
-    async def failed(self, subscriber: str, channel: str, reason: str, now: datetime, *, is_gone: bool = False) -> bool:
-        """Note that an endpoint failed, for good if it *is_gone*; whether it was disabled by that just now."""
+    async def failed(
+        self, subscriber: str, channel: str, reason: str, now: datetime, *, is_gone: bool = False, seal: str = ""
+    ) -> bool:
+        """
+        Note that an endpoint failed, for good if it *is_gone*; whether it was disabled by that just now.
+
+        *seal* is that of the address that was tried: one that has taken its place meanwhile is not to blame.
+        """
         ...
 
     async def worked(self, subscriber: str, channel: str, now: datetime) -> None:

@@ -9,7 +9,7 @@ from alerts.models import Alert, Record, Severity, delivery_id
 from alerts.ports import Channel, Directory, Message
 from shared.clock import Clock
 from shared.documents import Document, sort_key
-from shared.errors import InvalidPayloadError, NotFoundError
+from shared.errors import InvalidPayloadError, NotFoundError, RecipientGoneError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +23,7 @@ class TrialMessages:
 
     async def send_test(self, subscriber: str, channel: str) -> None:
         """
-        Send a test message; its outcome is the answer, nothing is tried again.
+        Send a test message; its outcome is the answer, nothing is tried again; an address that is gone is disabled.
 
         Raises:
             NotFoundError: there is no address, or a disabled one.
@@ -47,7 +47,13 @@ class TrialMessages:
         message = Message(
             alert=alert, item=item_of(record), delivery_id=delivery_id(alert.alert_id, channel), to=address
         )
-        await self.channels[channel].send(message)
+        try:
+            await self.channels[channel].send(message)
+        except RecipientGoneError as e:
+            # As from an alert: where nobody is any more is not asked again.
+            now = self.wall.now()
+            await self.directory.failed(subscriber, channel, str(e), now, is_gone=True, seal=address.seal)
+            raise
 
     def _alert(self, subscriber: str) -> Alert:
         return Alert(

@@ -99,10 +99,16 @@ class DocumentDirectory:
         if stored is None or endpoint is None or not endpoint.is_enabled:
             return None
         opened = self._sealer.open(stored.sealed[channel], subscriber, channel)
-        return Address(value=SecretStr(opened), shown=endpoint.shown)
+        return Address(value=SecretStr(opened), shown=endpoint.shown, seal=stored.sealed[channel])
 
-    async def failed(self, subscriber: str, channel: str, reason: str, now: datetime, *, is_gone: bool = False) -> bool:
-        """Note that an endpoint failed, for good if it *is_gone*; whether it was disabled by that just now."""
+    async def failed(
+        self, subscriber: str, channel: str, reason: str, now: datetime, *, is_gone: bool = False, seal: str = ""
+    ) -> bool:
+        """
+        Note that an endpoint failed, for good if it *is_gone*; whether it was disabled by that just now.
+
+        *seal* is that of the address that was tried: one that has taken its place meanwhile is not to blame.
+        """
 
         def worse(endpoint: Endpoint) -> Endpoint | None:
             if not health.counts(endpoint, now, is_gone=is_gone):
@@ -112,7 +118,7 @@ class DocumentDirectory:
         known = self._known(subscriber, channel)
         if known is not None and not health.counts(known, now, is_gone=is_gone):
             return False
-        changed = await self._change(subscriber, channel, worse)
+        changed = await self._change(subscriber, channel, worse, seal=seal)
         if changed is None:
             return False
         if not changed.is_enabled:
@@ -187,16 +193,16 @@ class DocumentDirectory:
         stored = self._stored.get(subscriber)
         return stored.endpoints.get(channel) if stored else None
 
-    async def _change(self, subscriber: str, channel: str, change: _Change) -> Endpoint | None:
+    async def _change(self, subscriber: str, channel: str, change: _Change, *, seal: str = "") -> Endpoint | None:
         """Change an endpoint as it is stored now; None where there was nothing to change."""
         for _ in range(TRIES):
             try:
                 document = await self._documents.read(CONTAINER, subscriber, endpoint_id(subscriber, channel))
-                before = endpoint_of(document)
-                after = change(before)
+                before, sealed = endpoint_of(document), str(document.body["sealed"])
+                after = change(before) if seal in ("", sealed) else None
                 if after is None:
                     return None
-                body = endpoint_body(after, str(document.body["sealed"]))
+                body = endpoint_body(after, sealed)
                 await self._documents.replace(CONTAINER, document.with_body(body))
             except NotFoundError:
                 return None

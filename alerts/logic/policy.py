@@ -86,6 +86,7 @@ class _Case:
     channel: str | None
     is_accepted: bool
     in_bucket: str | None
+    held_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +102,7 @@ class _Finding:
     deadline: datetime | None = None
 
 
-def judge(
+def judge(  # noqa: PLR0913 - what one judgement rests on, each named
     matches: Sequence[Match],
     listener: Listener,
     windows: Windows,
@@ -113,12 +114,14 @@ def judge(
     channel: str | None = None,
     is_accepted: bool = False,
     in_bucket: str | None = None,
+    held_at: datetime | None = None,
 ) -> Verdict:
     """
     Judge an alert for one channel (None: for one that has no habits and needs no address).
 
     *allowance* is how old an alert may be in any case, because it is merely on its way. *is_accepted*: it was let
-    through before and waited, so it has its place and its digest (*in_bucket*), if it has closed, is due. Judge the
+    through before and waited, so it has its place and its digest (*in_bucket*), if it has closed, is due; so are the
+    quiet hours that held it last, at *held_at*, if they have ended within the allowance. Judge the
     channels of one alert one after the other, each with the windows that the one before left: an alert takes one
     place, whatever its channels.
     """
@@ -132,6 +135,7 @@ def judge(
         channel=channel,
         is_accepted=is_accepted,
         in_bucket=in_bucket,
+        held_at=held_at,
     )
     mine = [m for m in matches if channel is None or channel in m.subscription.channels]
     if not mine:
@@ -299,7 +303,7 @@ def _timing(case: _Case, match: Match, *, is_critical: bool) -> _Finding:
                 deadline=deadline,
                 reason=f"it occurred at {_shown(case.closed_at)} and was news until {_shown(deadline)}",
             )
-    end = None if is_critical else quiet_until(case.listener.preferences, case.market_now)
+    end = None if is_critical or _has_sat_out(case) else quiet_until(case.listener.preferences, case.market_now)
     if end is None:
         return _Finding(kind=Kind.SEND, deadline=deadline, reason="nothing speaks against it")
     hours = f"quiet hours of {case.listener.subscriber} until {_shown(end)}"
@@ -311,6 +315,16 @@ def _timing(case: _Case, match: Match, *, is_critical: bool) -> _Finding:
             reason=f"{hours}; it is news until {_shown(deadline)} only",
         )
     return _Finding(kind=Kind.HOLD, rule="quiet_hours", until=end, deadline=deadline, reason=hours)
+
+
+def _has_sat_out(case: _Case) -> bool:
+    """
+    Whether the quiet hours that held it have ended, and it is merely on its way since.
+
+    In a fast replay the next look may fall into the next night, and the one behind it too: it would wait for ever.
+    """
+    ended = quiet_until(case.listener.preferences, case.held_at) if case.held_at else None
+    return ended is not None and ended <= case.market_now <= ended + case.allowance
 
 
 def _bucket_id(case: _Case, digest: Digest, span: Span) -> str:

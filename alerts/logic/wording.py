@@ -137,7 +137,7 @@ def word_disabled(endpoint: Endpoint, *, now: datetime, market_now: datetime) ->
 
 def word_digest(alerts: Sequence[Alert], digest_id: str, *, now: datetime) -> Alert:
     """One message for several alerts of a subscriber, the oldest first."""
-    first, last = alerts[0], alerts[-1]
+    last = alerts[-1]
     symbols = list(dict.fromkeys(alert.symbol for alert in alerts))
     named = ", ".join(symbols[:5]) + (f" and {len(symbols) - 5} more" if len(symbols) > 5 else "")
     count = "1 alert" if len(alerts) == 1 else f"{len(alerts)} alerts"
@@ -152,7 +152,7 @@ def word_digest(alerts: Sequence[Alert], digest_id: str, *, now: datetime) -> Al
         recorded_at=now,
         kind="digest",
         version=1,
-        subscription_ids=first.subscription_ids,
+        subscription_ids=tuple(dict.fromkeys(id_ for alert in alerts for id_ in alert.subscription_ids)),
         trail=(),
         resolved_at=None,
         acknowledged_by=None,

@@ -414,6 +414,19 @@ class TestHealth:
         town.wall.at += LOOK
         assert not (await self.endpoint(there)).is_enabled
 
+    async def test_address_that_took_the_place_of_a_gone_one_is_not_blamed_for_it(self, town):
+        """What was on its way to the old webhook must not switch off the new one."""
+        await town.reach("ada")
+        here = town.directory()
+        old = await here.address("ada", "email")
+        await town.reach("ada", address="new@example.com")
+        town.wall.at += LOOK
+
+        assert not await here.failed("ada", "email", "no such mailbox", WALL, is_gone=True, seal=old.seal)
+        assert (await self.endpoint(here)).is_enabled
+        new = await here.address("ada", "email")
+        assert await here.failed("ada", "email", "no such mailbox", WALL, is_gone=True, seal=new.seal)
+
     async def test_sustained_failure_disables_and_a_bad_hour_does_not(self, town):
         """Often, and over a day, with nothing taken in between."""
         await town.reach("ada")

@@ -7,7 +7,9 @@ import pytest
 from alerts.logic.policy import bucket_id
 from alerts.models import Severity, State, digest_id
 from alerts.subscriptions import Digest, Mute, Preferences
+from shared.clock import MarketTime
 from shared.errors import OutcomeUnknownError, RateLimitedError, RecipientGoneError, UnavailableError
+from tests.builders import WALL
 from tests.standins import CLOSE, a_signal
 from tests.unit.alerts.house import House, ScriptedChannel, a_listener, a_subscription
 
@@ -173,6 +175,35 @@ async def test_a_digest_that_closes_in_quiet_hours_waits_for_their_end():
     await house.later(*[MINUTE] * 118)
     assert house.channels["email"].asked == []
     await house.later(*[MINUTE] * 4)
+
+    assert await states_of(house) == [State.SENT]
+
+
+@pytest.mark.parametrize("digest", [Digest.NONE, Digest.DAY])
+async def test_a_replay_that_is_always_looked_at_by_night_delivers_after_one_night(digest):
+    """A market day between two sweeps must not make every sweep's night one more to wait for."""
+    day_a_second = MarketTime(market=CLOSE + 2 * HOUR, wall=WALL, speed=86_400)
+    quiet = Preferences(subscriber="alice", zone="UTC", quiet_from=time(20), quiet_to=time(8))
+    mine = a_subscription("email", subscriber="alice", digest=digest)
+    house = House(ScriptedChannel("email"), listeners=[a_listener(mine, preferences=quiet)], market=day_a_second)
+    await house.service().announce(a_signal("one"))
+    assert house.channels["email"].asked == []
+
+    await house.later(*[timedelta(seconds=1)] * 3)
+
+    assert await states_of(house) == [State.SENT]
+
+
+async def test_a_digest_of_late_ones_waits_for_its_close_however_often_it_is_looked_at():
+    """Where the market is slower than the wall's minute allows, a digest is looked at before it closes."""
+    mine = a_subscription("email", subscriber="alice", digest=Digest.HOUR)
+    slow = MarketTime(market=CLOSE + HOUR + MINUTE, wall=WALL, speed=2)
+    house = House(ScriptedChannel("email"), listeners=[a_listener(mine)], market=slow)
+    await house.service().announce(a_signal("late"))
+
+    await house.later(*[MINUTE] * 29)
+    assert house.channels["email"].asked == []
+    await house.later(*[MINUTE] * 3)
 
     assert await states_of(house) == [State.SENT]
 

@@ -8,6 +8,7 @@ from alerts.adapters.breakers import StoredBreakers
 from alerts.logic.breaking import FIRST_PAUSE, LONGEST_PAUSE, MOST_FAILURES, PROBE
 from alerts.models import State
 from alerts.service import AlertService
+from alerts.trial import TrialMessages
 from shared.errors import (
     ConfigurationError,
     InvalidPayloadError,
@@ -32,11 +33,26 @@ def alices(*trouble: Exception, **channels: ScriptedChannel) -> House:
     return House(*(parts | channels).values(), listeners=[a_listener(a_subscription("discord", subscriber="alice"))])
 
 
+def trials_of(house: House) -> TrialMessages:
+    return TrialMessages(directory=house.directory, channels=house.channels, wall=house.wall, market=house.market)
+
+
 async def signals_of(house: House) -> list[State]:
     return [r.deliveries[0].state for r in await house.records("alice") if r.alert.kind == "signal"]
 
 
 # --- endpoints
+
+
+@pytest.mark.parametrize(("trouble", "is_enabled"), [(GONE, False), (UnavailableError("down"), True)])
+async def test_a_test_message_that_finds_nobody_disables_the_address(trouble, is_enabled):
+    """A webhook that is gone is not asked again, whoever learnt it; other trouble is for who tests to see."""
+    house = alices(trouble)
+
+    with pytest.raises(type(trouble), match=str(trouble)):
+        await trials_of(house).send_test("alice", "discord")
+
+    assert house.directory.by_name["alice"].endpoints["discord"].is_enabled is is_enabled
 
 
 async def test_a_webhook_that_is_gone_is_never_asked_again_and_its_owner_is_told_once():

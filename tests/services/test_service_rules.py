@@ -11,7 +11,7 @@ from alerts.adapters.documents import CONTAINER
 from alerts.items import explanation_of
 from alerts.models import Severity, State, windows_id
 from alerts.service import AT_ONCE, SEND_BUDGET
-from alerts.subscriptions import Mute, Preferences
+from alerts.subscriptions import Digest, Mute, Preferences
 from shared.clock import MarketTime
 from shared.errors import RateLimitedError, UnavailableError
 from tests.builders import WALL
@@ -39,6 +39,34 @@ def alices(*trouble: Exception, preferences: Preferences = LOUD, mutes=(), **cha
 async def decisions_of(house: House) -> list[tuple[str, str]]:
     told = explanation_of(await house.whole("alice"))["deliveries"][0]
     return [(decision["rule"], decision["outcome"]) for decision in told["decisions"]]
+
+
+# --- the link that ends it
+
+
+@pytest.mark.parametrize(
+    ("others", "ends"),
+    [
+        ((), "alice-discord"),
+        (("email",), "alice-discord"),  # hears it too, but by another channel
+        (("email", "discord"), ""),  # ending one of two would not end the messages
+    ],
+)
+@pytest.mark.parametrize("digest", [Digest.NONE, Digest.HOUR])
+async def test_link_in_a_message_ends_what_asks_for_it_on_this_channel(others, ends, digest):
+    """Who follows it hears no more of it there, whatever else asked for the same."""
+    mine = a_subscription("discord", subscriber="alice", digest=digest)
+    other = [a_subscription(*others, subscriber="alice", digest=digest)] if others else []
+    channels = [ScriptedChannel(name) for name in ("signalr", "discord", "email")]
+    house = House(*channels, listeners=[a_listener(*other, mine)])
+    service = house.service()
+    told = replace(service.courier, unsubscribe_url=lambda *what: "|".join(what))
+    await replace(service, courier=told).announce(a_signal())
+    house.wall.at += HOUR + MINUTE
+    await replace(service, courier=told).sweep()
+
+    [message] = house.channels["discord"].messages
+    assert message.unsubscribe_url == f"alice|discord|{ends}"
 
 
 # --- quiet hours

@@ -117,7 +117,16 @@ class OpenDirectory:
             return None
         return Address(value=SecretStr(f"{subscriber}'s {channel}"), shown=endpoint.shown)
 
-    async def failed(self, subscriber: str, channel: str, reason: str, now: datetime, *, is_gone: bool = False) -> bool:
+    async def failed(
+        self,
+        subscriber: str,
+        channel: str,
+        reason: str,
+        now: datetime,
+        *,
+        is_gone: bool = False,
+        seal: str = "",
+    ) -> bool:
         self.failures.append((subscriber, channel, is_gone))
         before = self.by_name[subscriber].endpoints[channel]
         is_over = is_gone or before.failures + 1 >= self.disables

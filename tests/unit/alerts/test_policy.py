@@ -544,6 +544,28 @@ class TestQuietHours:
         assert morning.kind is Kind.SEND
 
     @pytest.mark.parametrize(
+        ("held_at", "allowance", "kind"),
+        [
+            ("2013-01-02T23:01:00Z", timedelta(days=9), Kind.SEND),
+            ("2013-01-02T23:01:00Z", 10 * MINUTE, Kind.HOLD),  # nobody looked for a day, and it is night again
+            ("2013-01-03T23:00:00Z", timedelta(days=9), Kind.HOLD),  # this very night holds it
+        ],
+    )
+    def test_night_that_is_over_holds_no_longer_what_is_merely_on_its_way(self, held_at, allowance, kind):
+        """In a fast replay every look may fall into a night: the one that held it has ended all the same."""
+        verdict = judged(
+            a_match(freshness=None),
+            listener=ada(**NIGHT),
+            closed_at=datetime(2013, 1, 2, 23, tzinfo=UTC),
+            market_now=datetime(2013, 1, 3, 23, 1, tzinfo=UTC),
+            allowance=allowance,
+            is_accepted=True,
+            held_at=datetime.fromisoformat(held_at),
+        )
+
+        assert verdict.kind is kind
+
+    @pytest.mark.parametrize(
         ("instant", "until"),
         [
             ("2013-01-02T20:59:59Z", None),
