@@ -242,6 +242,10 @@ def blueprint(alerts: Wired, api: Api) -> func.Blueprint:
         mine = [*([caller.subject] if caller.is_known else []), PUBLIC]
         if wanted and wanted not in mine and not caller.is_operator:
             raise NotFoundError(f"there is no alert {req.route_params['alert_id']}")
-        return await service.find([wanted] if wanted else mine, req.route_params["alert_id"])
+        record = await service.find([wanted] if wanted else mine, req.route_params["alert_id"])
+        if record.alert.subscriber not in mine:
+            action = "alerts.acknowledge" if req.method == "POST" else "alerts.read"
+            await alerts.audit.record(caller.actor, action, record.alert.subscriber, "", {"id": record.alert.alert_id})
+        return record
 
     return bp

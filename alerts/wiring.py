@@ -39,6 +39,7 @@ class Wired:
     dead_letters: DeadLetters
     rules: RuleService
     canary: Canary
+    audit: Audit
 
 
 def wire(core: Core) -> Wired:
@@ -81,11 +82,12 @@ def wire(core: Core) -> Wired:
         outbox=core.dead_letters,
         market=core.market,
     )
+    audit = Audit(core.documents, wall)
     rules = RuleService(
         book=RuleDocuments(core.documents, wall, sealer, on_change=directory.look_again),
         wall=wall,
         market=core.market_clock,
-        audit=Audit(core.documents, wall),
+        audit=audit,
         links=links,
         tester=TrialMessages(directory=directory, channels=channels, wall=wall, market=core.market_clock),
         channels=channels,
@@ -94,7 +96,7 @@ def wire(core: Core) -> Wired:
     canary = Canary(
         courier=courier, deliveries=DeliveryDocuments(core.documents, KEEP), publisher=core.publisher, book=book
     )
-    return Wired(service=service, dead_letters=core.dead_letters, rules=rules, canary=canary)
+    return Wired(service=service, dead_letters=core.dead_letters, rules=rules, canary=canary, audit=audit)
 
 
 def _channels(core: Core, hub: SignalRChannel, webhook: str) -> Mapping[str, Channel]:

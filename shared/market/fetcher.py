@@ -58,6 +58,9 @@ STATUS_VIEW = timedelta(seconds=5)
 LONG_WINDOW = timedelta(minutes=1)
 """What is left of shorter windows says nothing about the next minute."""
 
+LASTING = timedelta(minutes=5)
+"""A breaker that waits so long has been open for longer, or for a key that is wrong."""
+
 PREFERENCES: Mapping[Kind, Sequence[str]] = {
     Kind.QUOTE: ("finnhub", "twelve_data", "polygon", "alpha_vantage"),
     Kind.EARNINGS: ("finnhub", "twelve_data", "alpha_vantage"),
@@ -160,8 +163,8 @@ class Fetcher:
         Fetch bars closing after *since* up to *until*, or to *now* (market time).
 
         With *provider* that one alone is asked: adjusted and raw prices never mix, so a series stays where it began.
-        So where these are its first bars (*is_first*) the configured order decides, and only a lasting no or an
-        open breaker leads on: a busy moment must not choose for years.
+        So where these are its first bars (*is_first*) the configured order decides, and only a lasting no or a long
+        outage leads on: a busy moment must not choose for years.
         """
         wanted = _Wanted(
             kind=Kind.BARS,
@@ -380,7 +383,7 @@ class Fetcher:
             try:
                 return await self._try(p, wanted, ask, wanted.deadline if alone else self._soon(wanted))
             except (TransientError, RefusedError, ConfigurationError) as e:
-                if wanted.is_first and isinstance(e, TransientError) and not isinstance(e, LeftAloneError):
+                if wanted.is_first and isinstance(e, TransientError) and not _is_lasting(e):
                     raise
                 await self._note(p, wanted, e)
                 troubles[p.name] = e
@@ -515,6 +518,11 @@ class Fetcher:
 
     def _is_late(self, wanted: _Wanted) -> bool:
         return wanted.deadline is not None and self.wall.now() >= wanted.deadline
+
+
+def _is_lasting(e: TransientError) -> bool:
+    """Whether a provider is left alone for so long that somebody else had better begin a series."""
+    return isinstance(e, LeftAloneError) and e.retry_after is not None and e.retry_after >= LASTING
 
 
 def _difference(fetched: Fetched, held: Sequence[Bar], adjustment: Adjustment) -> str | None:

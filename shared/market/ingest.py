@@ -493,7 +493,7 @@ class Ingest:
         now = self.market.now()
         # A provider that is down is asked less and less: every try costs a call. Being told to slow down costs none,
         # because the throttle then refuses by itself, so such a slot simply stays due.
-        is_down = isinstance(e, UnavailableError)
+        is_down = isinstance(e, UnavailableError) and not isinstance(e, LeftAloneError)  # nobody was asked then
         wait = (
             _wait(series.misses, OUTAGE_WAIT, FIRST_WAIT) if is_down else _wait(series.misses, FIRST_WAIT, LONGEST_WAIT)
         )

@@ -315,7 +315,6 @@ class Library:
                 provider=looked.series.provider if looked.series else None,
                 priority=priority,
                 deadline=deadline,
-                is_first=not looked.series or looked.series.provider is None,
             )
         except QuotaSpentError:
             if caller:

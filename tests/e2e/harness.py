@@ -169,6 +169,8 @@ def troop_up(data: Path, *arguments: str, env: Mapping[str, str] | None = None) 
         "CONTENT_SWEEP_SCHEDULE": "* * * * * *",
         "CONTENT_DIGEST_SETTLE_SECONDS": "2",
         "ALERTS_LEASE_SECONDS": "4",
+        # Another provider of raw bars would stand in while the cloud is killed, and be named in what it raises.
+        "MARKET_PROVIDERS": "alpha_vantage,finnhub",
     }
     data.mkdir(parents=True, exist_ok=True)
     with (data / "up.log").open("w") as log:

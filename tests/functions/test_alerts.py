@@ -16,6 +16,7 @@ from alerts.ports import Connection, Message
 from alerts.rules import RuleService
 from alerts.subscriptions import Kind, Subscription
 from alerts.wiring import Wired
+from shared.audit import Audit
 from shared.errors import ConfigurationError, NotFoundError, RefusedError, TroopError, UnavailableError
 from shared.http import Api
 from shared.identity import Caller, Role, Tokens, UnauthenticatedError
@@ -82,6 +83,7 @@ class App:
             dead_letters=self.dead_letters,
             rules=cast("RuleService", None),
             canary=cast("Canary", None),
+            audit=Audit(self.house.documents, self.house.wall),
         )
         app = func.FunctionApp()
         app.register_functions(blueprint(wired, Api(cast("Tokens", OpenTokens()))))
