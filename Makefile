@@ -17,7 +17,7 @@ run: $(STAMP)   ## the embedded cloud and the app on http://127.0.0.1:7071
 	@exec $(BIN)/troop up $(ARGS)
 
 test: $(STAMP) $(NODE_STAMP)   ## every test; under three minutes
-	@exec $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@exec $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 e2e: $(STAMP) $(NODE_STAMP)   ## only the tests that start real processes
 	@exec $(BIN)/python -m pytest -m e2e $(ARGS)

@@ -16,3 +16,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test that asks for ``seed`` runs once in the short profile and more often in the long one."""
     if "seed" in metafunc.fixturenames:
         metafunc.parametrize("seed", range(4) if LONG else range(1))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests that start real processes come first: they wait more than they compute."""
+    items.sort(key=lambda item: "e2e" not in item.path.parts)

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from shared.clock import Clock, format_instant
+from shared.clock import Clock, MarketClock, format_instant
 from shared.documents import Document, Documents, sort_key
 from shared.errors import (
     ConfigurationError,
@@ -493,10 +493,13 @@ class Ingest:
         now = self.market.now()
         # A provider that is down is asked less and less: every try costs a call. Being told to slow down costs none,
         # because the throttle then refuses by itself, so such a slot simply stays due.
-        is_down = isinstance(e, UnavailableError) and not isinstance(e, LeftAloneError)  # nobody was asked then
+        is_down = isinstance(e, UnavailableError)
         wait = (
             _wait(series.misses, OUTAGE_WAIT, FIRST_WAIT) if is_down else _wait(series.misses, FIRST_WAIT, LONGEST_WAIT)
         )
+        due_at = now + wait
+        if is_down and isinstance(self.market, MarketClock) and self.market.wall_at(due_at) is None:
+            due_at = now  # the market stands still before that, but outages end by the wall
         passes = isinstance(e, TransientError) and not is_down
         trouble: dict[str, Any] = {
             "kind": type(e).__name__,
@@ -515,7 +518,7 @@ class Ingest:
                     current,
                     misses=current.misses if passes else current.misses + 1,
                     trouble=trouble,
-                    due_at=current.due_at if passes else now + wait,
+                    due_at=current.due_at if passes else due_at,
                 )
             )
         except (StaleError, NotFoundError):

@@ -4,7 +4,7 @@ from datetime import date, timedelta
 
 import pytest
 
-from shared.clock import StoppedClock
+from shared.clock import MarketClock, MarketTime, StoppedClock
 from shared.errors import (
     ConfigurationError,
     NotEntitledError,
@@ -976,6 +976,20 @@ class TestProviderChange:
 
 
 class TestTrouble:
+    async def test_outage_at_the_end_of_the_market_is_outlived(self, house):
+        """A market that stands still brings no later instant: what was put off is due again at once."""
+        house.list("AAPL")
+        end = MarketTime(market=house.market.at, wall=WALL, speed=86_400, end=house.market.at)
+        house.ingest = replace(house.ingest, market=MarketClock(house.wall, end))
+        house.provider.failing_with = UnavailableError("down")
+        await house.run(2)
+        house.provider.failing_with = None
+
+        house.wall.at += timedelta(minutes=1)
+        await house.run()
+
+        assert len(await house.stored()) == 10
+
     async def test_unknown_symbol_is_kept_as_trouble_and_waits(self, house):
         """What will not succeed is stored with its reason and tried ever more seldom, and asked for once a day."""
         house.list("AAPL")
